@@ -41,7 +41,7 @@ func TestValid(t *testing.T) {
 		"01890a5d-ac96-774b-bcce-b302099a8057 ": false,
 		"01890a5d-ac96-774b-bcce-b302099a805g":  false,
 		"01890a5d-ac96-774b-bcce_b302099a8057":  false,
-		"": false,
+		"":                                      false,
 	} {
 		if got := id.Valid(s); got != want {
 			t.Errorf("Valid(%q) = %v, want %v", s, got, want)

@@ -85,3 +85,16 @@ func FromContext(ctx context.Context) Actor {
 
 // OrgOf returns the organisation that ctx's actor acts in.
 func OrgOf(ctx context.Context) string { return FromContext(ctx).Org }
+
+type requestKey struct{}
+
+// WithRequestID returns ctx with the id a transport gave the request.
+func WithRequestID(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, requestKey{}, id)
+}
+
+// RequestID returns the id of the request ctx belongs to, "" if there is none.
+func RequestID(ctx context.Context) string {
+	id, _ := ctx.Value(requestKey{}).(string)
+	return id
+}
