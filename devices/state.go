@@ -2,6 +2,7 @@ package devices
 
 import (
 	"context"
+	"slices"
 
 	"keystead/fault"
 	"keystead/identity"
@@ -149,12 +150,12 @@ func (s *Service) Revoke(ctx context.Context, tx store.Tx, deviceID string, kind
 // prune forgets all but the latest revoked credentials.
 func (d *Device) prune() {
 	revoked := 0
-	for i := len(d.Credentials) - 1; i >= 0; i-- {
-		if d.Credentials[i].State != CredentialRevoked {
+	for i, c := range slices.Backward(d.Credentials) {
+		if c.State != CredentialRevoked {
 			continue
 		}
 		if revoked++; revoked > keepRevoked {
-			d.Credentials = append(d.Credentials[:i], d.Credentials[i+1:]...)
+			d.Credentials = slices.Delete(d.Credentials, i, i+1)
 		}
 	}
 }
