@@ -1,0 +1,203 @@
+package server
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"keystead/fault"
+	"keystead/id"
+	"keystead/identity"
+)
+
+// requestIDForm is what a client may choose as the id of its request.
+var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// requestID gives each request an id, the client's own where it is a plain
+// word, and sends it back.
+func (s *Server) requestID(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		rid := c.Request().Header.Get(echo.HeaderXRequestID)
+		if !requestIDForm.MatchString(rid) {
+			rid = id.New(s.Now())
+		}
+		c.Response().Header().Set(echo.HeaderXRequestID, rid)
+		c.SetRequest(c.Request().WithContext(identity.WithRequestID(c.Request().Context(), rid)))
+		return next(c)
+	}
+}
+
+// recovered turns a panic of a handler into an internal error.
+func (s *Server) recovered(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				if r == http.ErrAbortHandler { //nolint:errorlint // a panic value, not an error in a tree
+					panic(r)
+				}
+				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		return next(c)
+	}
+}
+
+// logged writes one line a request, without its query, which may hold secrets.
+func (s *Server) logged(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		start := s.Now()
+		if err := next(c); err != nil {
+			c.Error(err) // answers, so that the line below has the status
+		}
+		r := c.Request()
+		actor := identity.FromContext(r.Context())
+		s.Log.LogAttrs(r.Context(), slog.LevelInfo, "http request",
+			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.Response().Status),
+			slog.Duration("took", s.Now().Sub(start)), slog.String("remote", c.RealIP()),
+			slog.String("actor", actorName(actor)), slog.String("request_id", identity.RequestID(r.Context())))
+		return nil
+	}
+}
+
+func actorName(a identity.Actor) string {
+	if a.Kind == identity.System {
+		return "-"
+	}
+	return string(a.Kind) + ":" + a.ID
+}
+
+// limited keeps a request's body within the route's limit, and its time within
+// the listener's unless the route streams.
+func (s *Server) limited(r route) echo.MiddlewareFunc {
+	most := r.body
+	if most == 0 {
+		most = maxBody
+	}
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			req := c.Request()
+			if req.ContentLength > most {
+				return tooLarge(most)
+			}
+			req.Body = http.MaxBytesReader(c.Response(), req.Body, most)
+			if r.stream {
+				ctl := http.NewResponseController(c.Response())
+				if err := errors.Join(ctl.SetReadDeadline(time.Time{}), ctl.SetWriteDeadline(time.Time{})); err != nil {
+					return fmt.Errorf("server: lift time limits: %w", err)
+				}
+			}
+			return next(c)
+		}
+	}
+}
+
+func tooLarge(most int64) error {
+	return fault.New(fault.TooLarge, "the body is larger than the %d bytes allowed here; send less", most)
+}
+
+// authenticated resolves the caller where the route needs to know it.
+func (s *Server) authenticated(r route) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		if r.need == identity.Public {
+			return next
+		}
+		return func(c echo.Context) error {
+			if err := s.prove(c); err != nil {
+				return err
+			}
+			return next(c)
+		}
+	}
+}
+
+// prove resolves the caller of c and puts the actor in the request's context.
+// Handlers of public routes that have rules of their own call it when they need it.
+func (s *Server) prove(c echo.Context) error {
+	p, err := s.proof(c.Request())
+	if err != nil {
+		return err
+	}
+	ctx := c.Request().Context()
+	actor, err := s.Resolver.Resolve(ctx, p)
+	if err != nil {
+		return err
+	}
+	if p.Chain != nil && actor.Kind == identity.Device {
+		s.conns.bind(ctx, actor.ID)
+	}
+	c.SetRequest(c.Request().WithContext(identity.NewContext(ctx, actor)))
+	return nil
+}
+
+// proof is what the request shows of its caller.
+func (s *Server) proof(r *http.Request) (identity.Proof, error) {
+	p := identity.Proof{
+		Transport: identity.HTTPS,
+		Remote:    netip.AddrPortFrom(s.ClientAddr(r), 0),
+		Org:       r.Header.Get("X-Org-ID"),
+	}
+	if r.TLS != nil {
+		p.Chain, p.TLS13 = r.TLS.PeerCertificates, r.TLS.Version >= tlsVersion13
+	}
+	if len(r.Header.Values("Authorization")) > 1 {
+		return p, fault.New(fault.Invalid, "send one Authorization header, not several")
+	}
+	scheme, value, _ := strings.Cut(strings.TrimSpace(r.Header.Get("Authorization")), " ")
+	p.Scheme, p.Value = scheme, strings.TrimSpace(value)
+	for _, known := range []string{"Bearer", "Basic", "Thing", "External"} {
+		if strings.EqualFold(scheme, known) {
+			p.Scheme = known
+		}
+	}
+	if p.Scheme == "Basic" {
+		plain, err := base64.StdEncoding.DecodeString(p.Value)
+		if err != nil {
+			return p, fault.New(fault.Unauthenticated, "the Basic credential is not base64 of user:password")
+		}
+		p.Value = string(plain)
+	}
+	return p, nil
+}
+
+// authorised lets only callers through who may do what the route needs.
+func (s *Server) authorised(r route) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			if err := allow(identity.FromContext(c.Request().Context()), r.need); err != nil {
+				return err
+			}
+			return next(c)
+		}
+	}
+}
+
+func allow(a identity.Actor, need identity.Need) error {
+	switch need {
+	case identity.Public, identity.Proven:
+		return nil
+	case identity.DeviceOnly:
+		if a.Kind != identity.Device {
+			return fault.New(fault.Forbidden, "only a device may do this; use one of its credentials")
+		}
+		return nil
+	case identity.UserOnly:
+		if a.Kind != identity.User {
+			return fault.New(fault.Forbidden, "only a user may do this")
+		}
+		return nil
+	default:
+		if a.Kind != identity.User || !a.May(need) {
+			return fault.New(fault.Forbidden, "this needs the permission %s, which the credential does not have", need)
+		}
+		return nil
+	}
+}

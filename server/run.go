@@ -1,0 +1,171 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Limits on HTTP connections, in the order a slow client meets them.
+const (
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 15 * time.Second
+	writeTimeout      = 30 * time.Second
+	idleTimeout       = 60 * time.Second
+	maxHeaderBytes    = 16 << 10
+)
+
+// task is something that runs as long as the server does.
+type task struct {
+	name string
+	run  func(context.Context) error
+}
+
+// listener is one bound TCP listener and what is served on it.
+type listener struct {
+	name    string // the key in endpoints.json
+	socket  net.Listener
+	handler http.Handler
+	tls     *tls.Config // nil for plain HTTP
+}
+
+// Addresses says where each listener is bound, by its key in endpoints.json.
+func (s *Server) Addresses() map[string]string {
+	at := map[string]string{}
+	for _, l := range s.listeners {
+		at[l.name] = l.socket.Addr().String()
+	}
+	return at
+}
+
+// listen binds what is to be served. A port that is taken is an error here and
+// not later.
+func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, conf *tls.Config) error {
+	if addr == "" {
+		return nil // switched off
+	}
+	socket, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%s.listen: %w", name, err)
+	}
+	s.listeners = append(s.listeners, listener{name, socket, h, conf})
+	return nil
+}
+
+// Run serves until ctx is cancelled or something that must run has failed, then
+// lets requests in flight end and closes everything, the store last.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close()
+	endpoints := filepath.Join(s.Data, "endpoints.json")
+	if err := writeJSON(endpoints, s.Addresses(), 0o644); err != nil {
+		return err
+	}
+	defer os.Remove(endpoints)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.listeners {
+		group.Go(func() error { return s.serve(ctx, l) })
+	}
+	for _, t := range s.tasks {
+		group.Go(func() error {
+			if err := t.run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+			return nil
+		})
+	}
+	s.ready.Store(true)
+	s.Log.Info("ready", slog.Any("listen", s.Addresses()))
+	err := group.Wait()
+	s.Log.Info("stopped")
+	return err
+}
+
+// serve serves one listener until ctx is done, and then until what is in
+// flight has ended or the drain time is over.
+func (s *Server) serve(ctx context.Context, l listener) error {
+	h := &http.Server{
+		Handler:           l.handler,
+		TLSConfig:         l.tls,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+		ConnContext:       s.conns.context,
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateClosed || state == http.StateHijacked {
+				s.conns.forget(c)
+			}
+		},
+	}
+	drained := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		s.ready.Store(false)
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Drain)
+		defer cancel()
+		drained <- h.Shutdown(bounded)
+	}()
+	var err error
+	if l.tls != nil {
+		err = h.ServeTLS(l.socket, "", "")
+	} else {
+		err = h.Serve(l.socket)
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("%s: %w", l.name, err)
+	}
+	if err := <-drained; err != nil {
+		s.Log.Warn("requests in flight were cut off", slog.String("listener", l.name), slog.Any("error", err))
+		return h.Close()
+	}
+	return nil
+}
+
+// Close releases what Build opened. It is for a server that was built and not run.
+func (s *Server) Close() {
+	for _, l := range s.listeners {
+		l.socket.Close()
+	}
+	if err := s.DB.Close(); err != nil {
+		s.Log.Error("store not closed cleanly", slog.Any("error", err))
+	}
+}
+
+// writeJSON writes v to path so that a reader finds the old file or the new
+// one, never a part.
+func writeJSON(path string, v any, mode os.FileMode) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("server: %s: %w", path, err)
+	}
+	return writeFile(path, append(b, '\n'), mode)
+}
+
+func writeFile(path string, b []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	return nil
+}

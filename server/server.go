@@ -1,0 +1,93 @@
+// Package server assembles the product and serves its HTTP side: the REST API,
+// EST and the device APIs over HTTPS, CRLs and OCSP over plain HTTP, and
+// operations on loopback.
+//
+// A request goes one way: listener, middleware (request id, recover, log,
+// limits), authenticate (proof to actor), authorise (the route's need), handler,
+// one service method, view. Errors come back the same way to one function that
+// turns them into answers.
+package server
+
+import (
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"keystead/devices"
+	"keystead/identity"
+	"keystead/store"
+)
+
+// Server is the assembled product. Its fields are the rooms it is made of; see
+// Build for how they are filled.
+type Server struct {
+	Log      *slog.Logger
+	Now      func() time.Time
+	DB       store.Engine
+	Devices  *devices.Service
+	Resolver identity.Resolver
+
+	// ClientAddr says where a request comes from; forwarded addresses count
+	// from trusted proxies only.
+	ClientAddr func(*http.Request) netip.Addr
+
+	Data  string        // the data directory
+	Drain time.Duration // how long requests in flight may take to end when the server stops
+
+	listeners []listener
+	tasks     []task
+	conns     conns
+	ready     atomic.Bool
+}
+
+// route is one operation of the API. The whole surface is in tables of these:
+// what each needs of its caller stands next to its path, and is never optional.
+type route struct {
+	method, path string
+	need         identity.Need
+	handle       echo.HandlerFunc
+	body         int64 // most bytes of the request's body; 0 for maxBody
+	stream       bool  // takes or gives more than the time limits allow; sets its own
+}
+
+// maxBody is the most bytes of a request's body where a route sets no limit.
+const maxBody = 1 << 20
+
+// routes is the surface of the HTTPS listener, a table per resource.
+func (s *Server) routes() []route {
+	var all []route
+	for _, table := range [][]route{
+		s.whoamiRoutes(),
+		s.deviceRoutes(),
+		s.docRoutes(),
+	} {
+		all = append(all, table...)
+	}
+	return all
+}
+
+// Routes lists every operation of the HTTPS listener as "METHOD /path", with
+// what it needs, for tests that walk the whole surface.
+func (s *Server) Routes() map[string]identity.Need {
+	list := map[string]identity.Need{}
+	for _, r := range s.routes() {
+		list[r.method+" "+r.path] = r.need
+	}
+	return list
+}
+
+// Handler returns what the HTTPS listener serves.
+func (s *Server) Handler() http.Handler {
+	e := echo.New()
+	e.HTTPErrorHandler = s.fail
+	e.IPExtractor = func(r *http.Request) string { return s.ClientAddr(r).String() }
+	e.Use(s.requestID, s.recovered, s.logged)
+	for _, r := range s.routes() {
+		e.Add(r.method, r.path, r.handle, s.limited(r), s.authenticated(r), s.authorised(r))
+	}
+	return e
+}
