@@ -55,7 +55,9 @@ type Tx interface {
 	// It must not be used while the loop writes to tx.
 	Scan(prefix, after []byte) iter.Seq2[Entry, error]
 	// OnCommit has fn run once the transaction is durable and before Update
-	// returns. It is dropped if the transaction is not committed.
+	// returns. It is dropped if the transaction is not committed. Functions of
+	// different updates run in any order, and at once: let them say that something
+	// changed rather than what it became.
 	OnCommit(fn func())
 }
 
@@ -70,7 +72,15 @@ var (
 	// been committed all the same.
 	ErrUnknownOutcome = errors.New("store: the outcome of the commit is unknown")
 	// ErrCorrupt is in the tree of the error for a value that is not what was written.
-	ErrCorrupt = errors.New("store: damaged record")
+	ErrCorrupt = errors.New("damaged data")
 	// ErrClosed is what a transaction on a closed engine returns.
 	ErrClosed = errors.New("store: closed")
+	// ErrInUse says that another process has the store open.
+	ErrInUse = errors.New("in use by another process")
+	// ErrNewer says that a newer version of the program wrote the store.
+	ErrNewer = errors.New("written by a newer version")
 )
+
+// Schema is the version of how records are laid out. An engine keeps it with
+// the records, and does not open what has a higher one.
+const Schema = 1

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 	"strings"
 
@@ -98,7 +99,7 @@ func (t *Table[T]) load(tx Tx, key []byte) (v T, err error) {
 func (t *Table[T]) missing() error { return fault.New(fault.NotFound, "no such %s", t.name) }
 
 func (t *Table[T]) decode(key, b []byte) (v T, err error) {
-	if err := cbor.Unmarshal(b, &v); err != nil {
+	if err := decoding.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("%w: %s %q: %w", ErrCorrupt, t.name, key, err)
 	}
 	return v, nil
@@ -170,10 +171,8 @@ func (t *Table[T]) Delete(tx Tx, key string) (T, error) {
 		return v, err
 	}
 	for _, i := range t.indexes {
-		for _, term := range i.Terms(v) {
-			if err := t.drop(tx, i, term, key); err != nil {
-				return v, err
-			}
+		if err := t.reindex(tx, i, key, i.Terms(v), nil); err != nil {
+			return v, err
 		}
 	}
 	return v, tx.Delete(t.record(key))
@@ -332,20 +331,8 @@ func (t *Table[T]) write(tx Tx, key string, old *T, v T) error {
 		if old != nil {
 			before = i.Terms(*old)
 		}
-		after := i.Terms(v)
-		for _, term := range before {
-			if !slices.Contains(after, term) {
-				if err := t.drop(tx, i, term, key); err != nil {
-					return err
-				}
-			}
-		}
-		for n, term := range after {
-			if !slices.Contains(before, term) && !slices.Contains(after[:n], term) {
-				if err := t.add(tx, i, term, key); err != nil {
-					return err
-				}
-			}
+		if err := t.reindex(tx, i, key, before, i.Terms(v)); err != nil {
+			return err
 		}
 	}
 	b, err := encoding.Marshal(v)
@@ -353,6 +340,26 @@ func (t *Table[T]) write(tx Tx, key string, old *T, v T) error {
 		return fmt.Errorf("store: %s %q: %w", t.name, key, err)
 	}
 	return tx.Put(t.record(key), b)
+}
+
+// reindex brings an index from the terms a record had to those it has. A term
+// counts once, however often a record names it.
+func (t *Table[T]) reindex(tx Tx, i Index[T], key string, before, after []Term) error {
+	for n, term := range before {
+		if !slices.Contains(after, term) && !slices.Contains(before[:n], term) {
+			if err := t.drop(tx, i, term, key); err != nil {
+				return err
+			}
+		}
+	}
+	for n, term := range after {
+		if !slices.Contains(before, term) && !slices.Contains(after[:n], term) {
+			if err := t.add(tx, i, term, key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (t *Table[T]) add(tx Tx, i Index[T], term Term, key string) error {
@@ -397,6 +404,16 @@ func (t *Table[T]) count(tx Tx, i Index[T], term Term, by int) error {
 // encoding writes times to the nanosecond, in UTC.
 var encoding = func() cbor.EncMode {
 	m, err := cbor.EncOptions{Sort: cbor.SortNone, Time: cbor.TimeRFC3339NanoUTC}.EncMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return m
+}()
+
+// decoding reads whatever encoding writes: strings need not be UTF-8, since names
+// come from devices, and there is no limit but on the size of a value.
+var decoding = func() cbor.DecMode {
+	m, err := cbor.DecOptions{UTF8: cbor.UTF8DecodeInvalid, MaxArrayElements: math.MaxInt32, MaxMapPairs: math.MaxInt32}.DecMode()
 	if err != nil {
 		panic(err) // the options are constants
 	}
