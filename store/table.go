@@ -278,6 +278,48 @@ func (t *Table[T]) rows(tx Tx, prefix, after []byte) iter.Seq2[row[T], error] {
 	}
 }
 
+// From returns up to size records whose term in the named index, not a unique
+// one, is term or begins with its parts, from the start-th on: for lists that
+// outside clients page by number. It steps over the entries before in
+// transactions of [MaxScan].
+func (t *Table[T]) From(ctx context.Context, db Engine, index string, term Term, start, size int) ([]T, error) {
+	prefix := t.key(index, string(term), "")
+	var after []byte
+	for start > 0 {
+		skipped := 0
+		err := db.View(ctx, func(tx Tx) error {
+			for e, err := range tx.Scan(prefix, after) {
+				if err != nil {
+					return err
+				}
+				after = e.Key
+				if skipped++; skipped == start || skipped == MaxScan {
+					break
+				}
+			}
+			return nil
+		})
+		if err != nil || skipped == 0 {
+			return nil, err
+		}
+		start -= skipped
+	}
+	var list []T
+	err := db.View(ctx, func(tx Tx) error {
+		for row, err := range t.rows(tx, prefix, after) {
+			if err != nil {
+				return err
+			}
+			if len(list) == min(size, MaxScan) {
+				break
+			}
+			list = append(list, row.value)
+		}
+		return nil
+	})
+	return list, err
+}
+
 // All yields every record whose term in the named index is term or begins with
 // its parts; index "" stands for the table itself. It reads in transactions of
 // [MaxScan] records, so it sees changes made meanwhile, and the loop may write.
