@@ -33,6 +33,9 @@ const (
 	TokensVerify Need = "tokens:verify"
 	TokensAdmin  Need = "tokens:admin"
 
+	AccountRead  Need = "account:read" // a user's own profile and API keys
+	AccountWrite Need = "account:write"
+
 	AuditRead Need = "audit:read"
 	OrgRead   Need = "org:read"
 	OrgAdmin  Need = "org:admin"
@@ -71,6 +74,8 @@ var granted = map[Need]Role{
 	SessionsWrite:     Editor,
 	TokensVerify:      Viewer,
 	TokensAdmin:       Admin,
+	AccountRead:       NoRole, // any user, of an organisation or of none
+	AccountWrite:      NoRole,
 	AuditRead:         Admin,
 	OrgRead:           Viewer,
 	OrgAdmin:          Admin,

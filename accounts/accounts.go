@@ -1,0 +1,122 @@
+// Package accounts owns the people and scripts that administer: organisations,
+// users and their roles, passwords and second factors, API keys, login and
+// recovery keys, and the grants of OAuth clients.
+//
+// Whatever a caller shows leads to one actor with one role in one organisation;
+// see [Service.Methods]. Every check is of the record as it is now: a verified
+// credential is remembered by its hash, never past the next change of any account.
+package accounts
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"keystead/audit"
+	"keystead/fault"
+	"keystead/identity"
+	"keystead/seal"
+	"keystead/store"
+)
+
+// Service keeps the accounts. Fill in the exported fields, then call Start.
+type Service struct {
+	DB     store.Engine
+	Audit  *audit.Log
+	Now    func() time.Time
+	Log    *slog.Logger
+	Box    *seal.Box // for TOTP secrets, which must be read back
+	Mail   Mailer    // nil where no mail is sent
+	Config Config
+
+	epoch  atomic.Uint64
+	cache  verified
+	hashes hashing
+
+	usedMu sync.Mutex
+	used   map[string]use // API keys used since the last flush
+}
+
+// Config is what an operator may choose. The zero value of a field means its default.
+type Config struct {
+	PublicURL          string        // where links in mails lead
+	LoginTTL           time.Duration // of login keys; default one hour
+	RecoveryTTL        time.Duration // of recovery keys; default 15 minutes
+	InviteTTL          time.Duration // of invites; default a week
+	VerifyTTL          time.Duration // of links that verify an address; default a day
+	MaxAPIKeyTTL       time.Duration // longest life of an API key; 0 for no limit
+	MaxKeysPerUser     int           // default 50
+	SelfRegistration   bool
+	VerifyEmail        bool // registration waits for the link in the mail; needs a Mailer
+	MinPassword        int  // characters; default 12
+	HashesAtOnce       int  // argon2id computations at the same time; default half the processors
+	ResetRevokesKeys   bool // a password reset also revokes the user's API keys
+	KeysChangePassword bool // API keys may change the password, given the old one
+}
+
+// Mailer sends the few mails there are. It must not wait for the mail server.
+type Mailer interface {
+	Send(ctx context.Context, to, subject, text string) error
+}
+
+// Start readies the service. Call it once, after the fields are filled in.
+func (s *Service) Start() {
+	def(&s.Config.LoginTTL, time.Hour)
+	def(&s.Config.RecoveryTTL, 15*time.Minute)
+	def(&s.Config.InviteTTL, 7*24*time.Hour)
+	def(&s.Config.VerifyTTL, 24*time.Hour)
+	def(&s.Config.MaxKeysPerUser, 50)
+	def(&s.Config.MinPassword, 12)
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	s.used = map[string]use{}
+	s.hashes.start(s.Config.HashesAtOnce)
+}
+
+func def[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}
+
+// Epoch moves whenever anything changed that a verified credential rests on,
+// before the one who changed it is answered.
+func (s *Service) Epoch() uint64 { return s.epoch.Load() }
+
+// moved has the epoch move once tx is durable.
+func (s *Service) moved(tx store.Tx) { tx.OnCommit(func() { s.epoch.Add(1) }) }
+
+// note appends to the audit trail in tx. Nothing in detail is secret.
+func (s *Service) note(ctx context.Context, tx store.Tx, org, action, target string, detail map[string]string) error {
+	return s.Audit.Append(ctx, tx, audit.Entry{Action: action, Target: target, Org: org, Detail: detail})
+}
+
+// self returns the user that ctx's actor is, or a Forbidden fault.
+func self(ctx context.Context) (identity.Actor, error) {
+	a := identity.FromContext(ctx)
+	if a.Kind != identity.User {
+		return a, fault.New(fault.Forbidden, "only a user may do this")
+	}
+	return a, nil
+}
+
+// interactive refuses credentials that no person is behind at the moment.
+func interactive(a identity.Actor) error {
+	switch a.Credential.Kind {
+	case identity.LoginKey, identity.Session:
+		return nil
+	default:
+		return ErrNotInteractive
+	}
+}
+
+// ErrNotInteractive refuses to a key what only a person who has logged in may do.
+var ErrNotInteractive = fault.New(fault.Forbidden,
+	"failed to perform authorization over the entity: log in for this; an API key or token may not do it")
+
+// ErrUnauthenticated is what every credential that proves nothing gets.
+var ErrUnauthenticated = fault.New(fault.Unauthenticated, "failed to perform authentication over the entity")
