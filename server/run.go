@@ -66,7 +66,7 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 // lets requests in flight end and closes everything, the store last.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
-	endpoints := filepath.Join(s.Data, "endpoints.json")
+	endpoints := filepath.Join(s.Config.Data, "endpoints.json")
 	if err := writeJSON(endpoints, s.Addresses(), 0o644); err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (s *Server) serve(ctx context.Context, l listener) error {
 	go func() {
 		<-ctx.Done()
 		s.ready.Store(false)
-		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Drain)
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Config.Timeouts.Drain)
 		defer cancel()
 		drained <- h.Shutdown(bounded)
 	}()

@@ -17,27 +17,31 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"keystead/audit"
+	"keystead/config"
 	"keystead/devices"
 	"keystead/identity"
+	"keystead/seal"
 	"keystead/store"
 )
 
 // Server is the assembled product. Its fields are the rooms it is made of; see
 // Build for how they are filled.
 type Server struct {
+	Config   config.Config
 	Log      *slog.Logger
 	Now      func() time.Time
 	DB       store.Engine
+	Audit    *audit.Log
 	Devices  *devices.Service
-	Resolver identity.Resolver
+	Resolver identity.Resolver // the methods of every credential, the same on every listener
 
 	// ClientAddr says where a request comes from; forwarded addresses count
 	// from trusted proxies only.
 	ClientAddr func(*http.Request) netip.Addr
 
-	Data  string        // the data directory
-	Drain time.Duration // how long requests in flight may take to end when the server stops
-
+	box       *seal.Box
+	tls       tlsIdentity
 	listeners []listener
 	tasks     []task
 	conns     conns
@@ -80,13 +84,36 @@ func (s *Server) Routes() map[string]identity.Need {
 	return list
 }
 
+// PlainHandler returns what the plain HTTP listener serves: what is public and
+// signed, or needed before a client can trust anything.
+func (s *Server) PlainHandler() http.Handler { return s.mount(nil) }
+
+// OpsHandler returns what the operations listener serves.
+func (s *Server) OpsHandler() http.Handler {
+	return s.mount([]route{
+		{method: http.MethodGet, path: "/livez", need: identity.Public, handle: s.livez},
+		{method: http.MethodGet, path: "/readyz", need: identity.Public, handle: s.readyz},
+	})
+}
+
+func (s *Server) livez(c echo.Context) error { return c.String(http.StatusOK, "ok\n") }
+
+func (s *Server) readyz(c echo.Context) error {
+	if !s.ready.Load() {
+		return c.String(http.StatusServiceUnavailable, "starting or stopping\n")
+	}
+	return c.String(http.StatusOK, "ok\n")
+}
+
 // Handler returns what the HTTPS listener serves.
-func (s *Server) Handler() http.Handler {
+func (s *Server) Handler() http.Handler { return s.mount(s.routes()) }
+
+func (s *Server) mount(routes []route) http.Handler {
 	e := echo.New()
 	e.HTTPErrorHandler = s.fail
 	e.IPExtractor = func(r *http.Request) string { return s.ClientAddr(r).String() }
 	e.Use(s.requestID, s.recovered, s.logged)
-	for _, r := range s.routes() {
+	for _, r := range routes {
 		e.Add(r.method, r.path, r.handle, s.limited(r), s.authenticated(r), s.authorised(r))
 	}
 	return e

@@ -1,0 +1,99 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"keystead/audit"
+	"keystead/config"
+	"keystead/devices"
+	"keystead/seal"
+	"keystead/store/bolt"
+)
+
+// Build assembles a server: it opens the store, makes on first start what there
+// has to be, and connects the rooms with one another. Nothing is bound or served
+// yet; see Listen and Run. It is the one place that knows every room.
+func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, err error) {
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("data: %w", err)
+	}
+	db, err := bolt.Open(filepath.Join(cfg.Data, "keystead.db"), bolt.Log(log), bolt.MaxSize(cfg.Store.MaxSize))
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{Config: cfg, Log: log, Now: time.Now, DB: db, ClientAddr: directAddr} //nolint:forbidigo // this is where every service gets it from
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	// In the order of need: a room finds those before it in s.
+	for _, build := range []func(context.Context) error{
+		s.buildSeal,
+		s.buildDevices,
+		// credentials, a line each: psk, pki, tokens, authsets, accounts, thingkeys
+
+		// transports, a line each: est, coapgw, lwm2m
+
+	} {
+		if err := build(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Listen binds every listener.
+func (s *Server) Listen(ctx context.Context) error {
+	return errors.Join(
+		s.listen(ctx, "https", s.Config.HTTPS.Listen, s.Handler(), s.tls.config()),
+		s.listen(ctx, "http", s.Config.HTTP.Listen, s.PlainHandler(), nil),
+		s.listen(ctx, "ops", s.Config.Ops.Listen, s.OpsHandler(), nil),
+	)
+}
+
+// buildSeal opens the key that secrets at rest are sealed under.
+func (s *Server) buildSeal(context.Context) error {
+	path := filepath.Join(s.Config.Data, "master.key")
+	key, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		key = make([]byte, 32)
+		rand.Read(key) // never fails, never short
+		err = writeFile(path, key, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("master key: %w", err)
+	}
+	s.box, err = seal.NewBox(key)
+	return err
+}
+
+// buildDevices opens the trail and the device records everything else rests on.
+func (s *Server) buildDevices(ctx context.Context) error {
+	key, err := secretNamed(ctx, s.DB, s.box, auditSecret)
+	if err != nil {
+		return err
+	}
+	s.Audit = &audit.Log{DB: s.DB, Key: key, Now: s.Now}
+	s.Devices = &devices.Service{DB: s.DB, Audit: s.Audit, Now: s.Now}
+	s.Devices.Listen(s.conns.changed)
+	return nil
+}
+
+// directAddr is the address of the peer itself.
+func directAddr(r *http.Request) netip.Addr {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
+}
