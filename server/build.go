@@ -26,7 +26,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}
-	db, err := bolt.Open(filepath.Join(cfg.Data, "keystead.db"), bolt.Log(log), bolt.MaxSize(cfg.Store.MaxSize))
+	db, err := bolt.Open(filepath.Join(cfg.Data, "keystead.db"), bolt.Log(log), bolt.MaxSize(int64(cfg.Store.MaxSize)))
 	if err != nil {
 		return nil, err
 	}
