@@ -41,6 +41,9 @@ const (
 	// ascending order (time-ordered ids), so pages are left full behind them.
 	fill = 0.9
 
+	// minSize is the size of a database without an entry: four pages.
+	minSize = 4 * 4096
+
 	// growth is by how much the file grows at a time, in bytes; each costs an fsync.
 	growth = 4 << 20
 )
@@ -192,7 +195,8 @@ func open(path string, o bbolt.Options) (db *bbolt.DB, err error) {
 		return err
 	}); err != nil {
 		if file != nil {
-			_ = file.Close() // and its lock, where bbolt did not get to do it
+			unlock(file) // where bbolt did not get to do it
+			_ = file.Close()
 		}
 		return nil, opening(path, err)
 	}
@@ -213,6 +217,8 @@ func plausible(path string) error {
 		return fmt.Errorf("bolt: %s is not a file: set the data directory to one of the server's own", path)
 	case info.Size() == 0:
 		return damaged(path, errors.New("it is empty"))
+	case info.Size() < minSize:
+		return damaged(path, fmt.Errorf("it was cut to %d bytes", info.Size()))
 	}
 	return nil
 }

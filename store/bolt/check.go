@@ -136,6 +136,9 @@ func (e *Engine) Snapshot(ctx context.Context, path string) (err error) {
 		_, err := tx.WriteTo(writer{ctx, f})
 		return err
 	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // bbolt keeps only the text of it
+	}
 	if err != nil {
 		return fmt.Errorf("bolt: snapshot: %w", err)
 	}
