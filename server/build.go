@@ -12,9 +12,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"keystead/accounts"
 	"keystead/audit"
 	"keystead/config"
 	"keystead/devices"
+	"keystead/identity"
+	"keystead/psk"
 	"keystead/seal"
 	"keystead/store/bolt"
 )
@@ -40,7 +43,9 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	for _, build := range []func(context.Context) error{
 		s.buildSeal,
 		s.buildDevices,
-		// credentials, a line each: psk, pki, tokens, authsets, accounts, thingkeys
+		s.buildAccounts,
+		s.buildPSK,
+		// credentials, a line each: pki, tokens, authsets, thingkeys
 
 		// transports, a line each: est, coapgw, lwm2m
 
@@ -49,7 +54,13 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 			return nil, err
 		}
 	}
-	return s, nil
+	// The first method that knows a credential names it: what the session
+	// proved comes before what a request says.
+	s.Resolver = identity.Resolver{
+		s.PSK,
+		s.Accounts,
+	}
+	return s, s.firstStart(ctx)
 }
 
 // Listen binds every listener.
@@ -86,6 +97,21 @@ func (s *Server) buildDevices(ctx context.Context) error {
 	s.Audit = &audit.Log{DB: s.DB, Key: key, Now: s.Now}
 	s.Devices = &devices.Service{DB: s.DB, Audit: s.Audit, Now: s.Now}
 	s.Devices.Listen(s.conns.changed)
+	return nil
+}
+
+// buildAccounts opens who may administer.
+func (s *Server) buildAccounts(context.Context) error {
+	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.box, Config: accounts.Config{PublicURL: s.Config.PublicURL}}
+	s.Accounts.Start()
+	s.tasks = append(s.tasks, task{"accounts", s.Accounts.Run})
+	return nil
+}
+
+// buildPSK opens the pre-shared keys.
+func (s *Server) buildPSK(context.Context) error {
+	s.PSK = &psk.Service{DB: s.DB, Devices: s.Devices, Audit: s.Audit, Box: s.box, Now: s.Now}
+	s.PSK.Observe()
 	return nil
 }
 

@@ -67,7 +67,7 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
 	endpoints := filepath.Join(s.Config.Data, "endpoints.json")
-	if err := writeJSON(endpoints, s.Addresses(), 0o644); err != nil {
+	if err := errors.Join(s.noteURL(), writeJSON(endpoints, s.Addresses(), 0o644)); err != nil {
 		return err
 	}
 	defer os.Remove(endpoints)

@@ -17,10 +17,12 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"keystead/accounts"
 	"keystead/audit"
 	"keystead/config"
 	"keystead/devices"
 	"keystead/identity"
+	"keystead/psk"
 	"keystead/seal"
 	"keystead/store"
 )
@@ -34,6 +36,8 @@ type Server struct {
 	DB       store.Engine
 	Audit    *audit.Log
 	Devices  *devices.Service
+	Accounts *accounts.Service
+	PSK      *psk.Service
 	Resolver identity.Resolver // the methods of every credential, the same on every listener
 
 	// ClientAddr says where a request comes from; forwarded addresses count

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"keystead/config"
@@ -18,7 +20,9 @@ import (
 // httptest.
 type running struct {
 	*server.Server
-	url string
+	url   string
+	admin string // the API key of the first administrator
+	org   string // the default organisation
 }
 
 // start builds a server in an empty directory. Changes to the configuration are
@@ -37,7 +41,18 @@ func start(t *testing.T, change ...func(*config.Config)) *running {
 	t.Cleanup(s.Close)
 	ts := httptest.NewServer(s.Handler())
 	t.Cleanup(ts.Close)
-	return &running{Server: s, url: ts.URL}
+	b, err := os.ReadFile(filepath.Join(cfg.Data, "admin.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var admin struct {
+		APIKey string `json:"api_key"`
+		Org    string `json:"org"`
+	}
+	if err := json.Unmarshal(b, &admin); err != nil {
+		t.Fatal(err)
+	}
+	return &running{Server: s, url: ts.URL, admin: admin.APIKey, org: admin.Org}
 }
 
 // call makes a request with a bearer token ("" for none) and a JSON body (nil
