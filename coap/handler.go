@@ -136,9 +136,6 @@ type Session interface {
 	PSK() string
 	// Actor returns who the session itself is resolved to at present.
 	Actor() (identity.Actor, bool)
-	// SignIn has the session act as a until it ends or expires is reached, besides what its own
-	// credential proves; the zero Actor signs it out.
-	SignIn(a identity.Actor, expires time.Time)
 
 	// Do makes a request to the peer and waits for its answer, sending and
 	// fetching bodies in blocks as needed. The context bounds it.

@@ -194,7 +194,7 @@ func (m *Message) appendRest(b []byte) []byte {
 func optionExtend(v int) (nibble byte, ext []byte) {
 	switch {
 	case v < 13:
-		return byte(v), nil
+		return byte(v), nil //nolint:gosec // G115: not negative, options are in order
 	case v < 269:
 		return 13, []byte{byte(v - 13)}
 	}
