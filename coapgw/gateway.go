@@ -42,7 +42,7 @@ type Gateway struct {
 	Routes []coap.Route
 	// Resolver says who a proof belongs to; identity.ErrNoCredential if it
 	// knows of none.
-	Resolver identity.Resolver
+	Resolver func(context.Context, identity.Proof) (identity.Actor, error)
 	// Secret returns the key of a PSK identity, a NotFound fault if there is none.
 	Secret func(ctx context.Context, pskIdentity string) (seal.Secret, error)
 	// DecoyKey is what the keys of unknown identities are made from: 32 bytes,
@@ -295,7 +295,7 @@ func (g *Gateway) resolve(ctx context.Context, p identity.Proof) (a identity.Act
 	if p.PSK == "" && len(p.Chain) == 0 {
 		return a, false, epoch, nil
 	}
-	a, err = g.Resolver.Resolve(ctx, p)
+	a, err = g.Resolver(ctx, p)
 	switch {
 	case err == nil:
 		return a, true, epoch, nil

@@ -187,7 +187,7 @@ func newWorld(t testing.TB, set ...func(*coapgw.Gateway)) *world {
 	conf.UDP, conf.TCP = "127.0.0.1:0", "127.0.0.1:0"
 	conf.MaxHalfOpenSource, conf.RequestRate = 1000, 0
 	w.gw = &coapgw.Gateway{
-		Config: conf, Resolver: w.ledger.resolver(), Secret: w.ledger.secret, DecoyKey: seal.NewSecret(32),
+		Config: conf, Resolver: w.ledger.resolver().Resolve, Secret: w.ledger.secret, DecoyKey: seal.NewSecret(32),
 		Certificate: func(string) (*tls.Certificate, error) { return &server, nil },
 		Epoch:       w.ledger.epoch.Load, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}

@@ -14,7 +14,9 @@ type OCFConfig struct {
 }
 
 // DefaultOCFConfig returns what is in force where nothing is set.
-func DefaultOCFConfig() OCFConfig { return OCFConfig{OwnerCacheExpiration: time.Minute} }
+func DefaultOCFConfig() OCFConfig {
+	return OCFConfig{ClientCertificateRequired: true, OwnerCacheExpiration: time.Minute}
+}
 
 // Validate reports every fault of c.
 func (c OCFConfig) Validate() error { return nil }

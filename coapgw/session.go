@@ -333,7 +333,7 @@ func (s *session) identify(ctx context.Context, shown credential) (a identity.Ac
 	}
 	proof := s.Proof()
 	proof.Scheme, proof.Value = shown.scheme, shown.value
-	b, err := s.gw.Resolver.Resolve(ctx, proof)
+	b, err := s.gw.Resolver(ctx, proof)
 	switch {
 	case err != nil:
 		s.mu.Lock()

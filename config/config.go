@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"keystead/coapgw"
 	"keystead/seal"
 )
 
@@ -45,7 +46,7 @@ func Default() Config {
 		Data: "data", PublicURL: "https://localhost:8443",
 		HTTPS: Listener{Listen: ":8443"},
 		HTTP:  Listener{Listen: ":8080"},
-		CoAP:  CoAP{UDP: ":5684", TCP: ":5684"},
+		CoAP:  CoAP{coapgw.DefaultConfig()},
 		Ops:   Listener{Listen: "127.0.0.1:9464"},
 		TLS:   TLS{Names: []string{"localhost", "127.0.0.1", "::1"}, MinVersion: "1.2"},
 		Timeouts: Timeouts{
@@ -101,15 +102,14 @@ type Listener struct {
 // Validate reports what is wrong with l.
 func (l Listener) Validate() error { return checkAddr("listen", l.Listen) }
 
-// CoAP is where the CoAP listeners are bound.
+// CoAP is the CoAP gateway.
 type CoAP struct {
-	UDP string `mapstructure:"udp"`
-	TCP string `mapstructure:"tcp"`
+	coapgw.Config `mapstructure:",squash"`
 }
 
 // Validate reports what is wrong with c.
 func (c CoAP) Validate() error {
-	return errors.Join(checkAddr("udp", c.UDP), checkAddr("tcp", c.TCP))
+	return errors.Join(checkAddr("udp", c.UDP), checkAddr("tcp", c.TCP), c.Config.Validate())
 }
 
 // TLS is about the server's own certificate.

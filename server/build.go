@@ -47,8 +47,8 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildPSK,
 		// credentials, a line each: pki, tokens, authsets, thingkeys
 
-		// transports, a line each: est, coapgw, lwm2m
-
+		// transports, a line each: est, lwm2m
+		s.buildCoAP, // after those whose routes it mounts
 	} {
 		if err := build(ctx); err != nil {
 			return nil, err
@@ -69,6 +69,7 @@ func (s *Server) Listen(ctx context.Context) error {
 		s.listen(ctx, "https", s.Config.HTTPS.Listen, s.Handler(), s.tls.config()),
 		s.listen(ctx, "http", s.Config.HTTP.Listen, s.PlainHandler(), nil),
 		s.listen(ctx, "ops", s.Config.Ops.Listen, s.OpsHandler(), nil),
+		s.CoAP.Listen(ctx),
 	)
 }
 

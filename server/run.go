@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -44,6 +45,12 @@ func (s *Server) Addresses() map[string]string {
 	at := map[string]string{}
 	for _, l := range s.listeners {
 		at[l.name] = l.socket.Addr().String()
+	}
+	udp, tcp := s.CoAP.Addrs()
+	for name, addr := range map[string]netip.AddrPort{"coap_udp": udp, "coap_tcp": tcp} {
+		if addr.IsValid() {
+			at[name] = addr.String()
+		}
 	}
 	return at
 }
@@ -137,6 +144,9 @@ func (s *Server) serve(ctx context.Context, l listener) error {
 func (s *Server) Close() {
 	for _, l := range s.listeners {
 		l.socket.Close()
+	}
+	if s.CoAP != nil {
+		s.CoAP.Close()
 	}
 	if err := s.DB.Close(); err != nil {
 		s.Log.Error("store not closed cleanly", slog.Any("error", err))

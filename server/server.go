@@ -19,6 +19,7 @@ import (
 
 	"keystead/accounts"
 	"keystead/audit"
+	"keystead/coapgw"
 	"keystead/config"
 	"keystead/devices"
 	"keystead/identity"
@@ -37,6 +38,7 @@ type Server struct {
 	Audit    *audit.Log
 	Devices  *devices.Service
 	Accounts *accounts.Service
+	CoAP     *coapgw.Gateway
 	PSK      *psk.Service
 	Resolver identity.Resolver // the methods of every credential, the same on every listener
 
