@@ -3,6 +3,7 @@ package psk_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -42,7 +43,7 @@ func as(t testing.TB, org string) context.Context {
 	return identity.NewContext(t.Context(), identity.Actor{Kind: identity.User, ID: "u1", Org: org, Role: identity.Editor})
 }
 
-func create(t testing.TB, s *psk.Service, ctx context.Context, n psk.New) (psk.Key, seal.Secret) {
+func create(ctx context.Context, t testing.TB, s *psk.Service, n psk.New) (psk.Key, seal.Secret) {
 	t.Helper()
 	k, secret, err := s.Create(ctx, n)
 	if err != nil {
@@ -54,7 +55,7 @@ func create(t testing.TB, s *psk.Service, ctx context.Context, n psk.New) (psk.K
 func TestARandomKeyIsBoundToANewDevice(t *testing.T) {
 	s := newService(t)
 	ctx := as(t, "acme")
-	k, secret := create(t, s, ctx, psk.New{Labels: map[string]string{"line": "7"}})
+	k, secret := create(ctx, t, s, psk.New{Labels: map[string]string{"line": "7"}})
 	guid, ok := k.Identity.GUID()
 	if v4 := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`); len(k.Identity) != 22 || !ok || !v4.MatchString(guid) {
 		t.Errorf("identity %q is the GUID %q, %t; want 22 characters of one of version 4", k.Identity, guid, ok)
@@ -105,11 +106,11 @@ func TestIdentitiesAreMixedEndianGUIDs(t *testing.T) {
 func TestImport(t *testing.T) {
 	s := newService(t)
 	ctx := as(t, "acme")
-	k, secret := create(t, s, ctx, psk.New{Identity: "dev1-dm", Secret: seal.Secret("0123456789abcdef"), Text: true})
+	k, secret := create(ctx, t, s, psk.New{Identity: "dev1-dm", Secret: seal.Secret("0123456789abcdef"), Text: true})
 	if k.Identity != "dev1-dm" || string(secret) != "0123456789abcdef" {
 		t.Errorf("imported as %s with %q", k.Identity, []byte(secret))
 	}
-	_, typed := create(t, s, ctx, psk.New{Text: true})
+	_, typed := create(ctx, t, s, psk.New{Text: true})
 	if ok := regexp.MustCompile(`^[a-km-np-z2-9]{32}$`).Match(typed); !ok {
 		t.Errorf("a secret to be typed is %q", []byte(typed))
 	}
@@ -145,7 +146,7 @@ func TestAKeyForADeviceThatIsThere(t *testing.T) {
 		"by alias":                  {Device: "SN-1"},
 		"by the identity being one": {Identity: "SN-1"},
 	} {
-		if k, _ := create(t, s, ctx, n); k.Device != d.ID {
+		if k, _ := create(ctx, t, s, n); k.Device != d.ID {
 			t.Errorf("%s: the key is of device %s, want %s", name, k.Device, d.ID)
 		}
 	}
@@ -160,7 +161,7 @@ func TestAKeyForADeviceThatIsThere(t *testing.T) {
 func TestADeletedKeyIsGoneAtOnce(t *testing.T) {
 	s := newService(t)
 	ctx := as(t, "acme")
-	k, _ := create(t, s, ctx, psk.New{})
+	k, _ := create(ctx, t, s, psk.New{})
 	epoch := s.Devices.Epoch()
 	if err := s.Delete(as(t, "other"), k.Identity); !fault.Is(err, fault.NotFound) {
 		t.Errorf("Delete by another organisation = %v, want NotFound", err)
@@ -168,20 +169,20 @@ func TestADeletedKeyIsGoneAtOnce(t *testing.T) {
 	if err := s.Delete(ctx, k.Identity); err != nil {
 		t.Fatal(err)
 	}
-	checkGone(t, s, ctx, k)
+	checkGone(ctx, t, s, k)
 	if s.Devices.Epoch() == epoch {
 		t.Error("the epoch did not move: open sessions would go on")
 	}
 	if err := s.Delete(ctx, k.Identity); !fault.Is(err, fault.NotFound) {
 		t.Errorf("Delete again = %v, want NotFound", err)
 	}
-	if again, _ := create(t, s, ctx, psk.New{Identity: k.Identity}); again.Device != k.Device {
+	if again, _ := create(ctx, t, s, psk.New{Identity: k.Identity}); again.Device != k.Device {
 		t.Errorf("made again, the key is of device %s, want %s", again.Device, k.Device)
 	}
 }
 
 // checkGone fails t unless nothing is left of k.
-func checkGone(t *testing.T, s *psk.Service, ctx context.Context, k psk.Key) {
+func checkGone(ctx context.Context, t *testing.T, s *psk.Service, k psk.Key) {
 	t.Helper()
 	if _, err := s.Secret(t.Context(), k.Identity); !fault.Is(err, fault.NotFound) {
 		t.Errorf("Secret = %v, want NotFound", err)
@@ -200,7 +201,7 @@ func checkGone(t *testing.T, s *psk.Service, ctx context.Context, k psk.Key) {
 func TestTheDeviceEndsItsKeys(t *testing.T) {
 	s := newService(t)
 	ctx := as(t, "acme")
-	k, secret := create(t, s, ctx, psk.New{})
+	k, secret := create(ctx, t, s, psk.New{})
 	if _, err := s.Devices.Suspend(ctx, k.Device); err != nil {
 		t.Fatal(err)
 	}
@@ -214,23 +215,23 @@ func TestTheDeviceEndsItsKeys(t *testing.T) {
 		t.Errorf("resumed: Secret = %x, %v; want it back", []byte(got), err)
 	}
 	t.Run("revoked through the device", func(t *testing.T) {
-		k, _ := create(t, s, as(t, "o2"), psk.New{})
+		k, _ := create(as(t, "o2"), t, s, psk.New{})
 		if err := s.Devices.RevokeCredential(as(t, "o2"), k.Device, identity.PSK, string(k.Identity)); err != nil {
 			t.Fatal(err)
 		}
-		checkGone(t, s, as(t, "o2"), k)
+		checkGone(as(t, "o2"), t, s, k)
 	})
 	t.Run("decommissioned", func(t *testing.T) {
 		if _, err := s.Devices.Decommission(ctx, k.Device); err != nil {
 			t.Fatal(err)
 		}
-		checkGone(t, s, ctx, k)
+		checkGone(ctx, t, s, k)
 	})
 }
 
 func TestAPendingKeyProvesNothing(t *testing.T) {
 	s := newService(t)
-	k, _ := create(t, s, as(t, "acme"), psk.New{State: devices.CredentialPending})
+	k, _ := create(as(t, "acme"), t, s, psk.New{State: devices.CredentialPending})
 	if _, err := s.Secret(t.Context(), k.Identity); !fault.Is(err, fault.NotFound) {
 		t.Errorf("Secret = %v, want NotFound", err)
 	}
@@ -239,7 +240,7 @@ func TestAPendingKeyProvesNothing(t *testing.T) {
 func TestRevealIsRecorded(t *testing.T) {
 	s := newService(t)
 	ctx := as(t, "acme")
-	k, secret := create(t, s, ctx, psk.New{})
+	k, secret := create(ctx, t, s, psk.New{})
 	if got, err := s.Reveal(ctx, k.Identity); err != nil || !bytes.Equal(got, secret) {
 		t.Errorf("Reveal = %x, %v", []byte(got), err)
 	}
@@ -295,7 +296,7 @@ func TestSecretsNeverPrint(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x"} {
-		if text := fmt.Sprintf(verb, made[0]); strings.Contains(text, string(made[0].Secret)) || strings.Contains(text, fmt.Sprintf("%x", []byte(made[0].Secret))) {
+		if text := fmt.Sprintf(verb, made[0]); strings.Contains(text, string(made[0].Secret)) || strings.Contains(text, hex.EncodeToString(made[0].Secret)) {
 			t.Errorf("%s prints the secret", verb)
 		}
 	}
@@ -306,7 +307,7 @@ func BenchmarkCreate(b *testing.B) {
 	ctx := as(b, "acme")
 	b.Run("one by one", func(b *testing.B) {
 		for b.Loop() {
-			create(b, s, ctx, psk.New{})
+			create(ctx, b, s, psk.New{})
 		}
 	})
 	b.Run("in thousands", func(b *testing.B) {

@@ -64,11 +64,28 @@ func (s *Server) fail(err error, c echo.Context) {
 		_ = c.NoContent(status)
 		return
 	}
+	if wire, ok := c.Get(wireKey).(func(echo.Context, int, problem) error); ok && wire != nil {
+		_ = wire(c, status, p)
+		return
+	}
 	body, err := json.Marshal(p)
 	if err != nil {
 		body = []byte(`{"error":"internal error","code":"internal"}`)
 	}
 	_ = c.JSONBlob(status, body)
+}
+
+// wireKey is where a request's context holds the form of its route's errors.
+const wireKey = "wire"
+
+// worded has errors of a route answered in the form its API has for them.
+func (s *Server) worded(r route) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			c.Set(wireKey, r.wire)
+			return next(c)
+		}
+	}
 }
 
 // problem maps err to a status and what the client reads.

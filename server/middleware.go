@@ -194,10 +194,14 @@ func allow(a identity.Actor, need identity.Need) error {
 			return fault.New(fault.Forbidden, "only a user may do this")
 		}
 		return nil
+	case identity.Platform, identity.OrgAdmin, identity.OrgRead: // the needs that reach beyond one organisation
 	default:
-		if a.Kind != identity.User || !a.May(need) {
-			return fault.New(fault.Forbidden, "this needs the permission %s, which the credential does not have", need)
+		if a.Kind == identity.User && a.Org == "" {
+			return fault.New(fault.Forbidden, "this is done within an organisation; use an access key of one")
 		}
-		return nil
 	}
+	if a.Kind != identity.User || !a.May(need) {
+		return fault.New(fault.Forbidden, "this needs the permission %s, which the credential does not have", need)
+	}
+	return nil
 }

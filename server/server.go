@@ -62,6 +62,10 @@ type route struct {
 	handle       echo.HandlerFunc
 	body         int64 // most bytes of the request's body; 0 for maxBody
 	stream       bool  // takes or gives more than the time limits allow; sets its own
+
+	// wire writes error answers where a published API has a form of its own for
+	// them; nil for that of this server.
+	wire func(c echo.Context, status int, p problem) error
 }
 
 // maxBody is the most bytes of a request's body where a route sets no limit.
@@ -73,6 +77,7 @@ func (s *Server) routes() []route {
 	for _, table := range [][]route{
 		s.whoamiRoutes(),
 		s.deviceRoutes(),
+		s.identityRoutes(),
 		s.docRoutes(),
 	} {
 		all = append(all, table...)
@@ -120,7 +125,7 @@ func (s *Server) mount(routes []route) http.Handler {
 	e.IPExtractor = func(r *http.Request) string { return s.ClientAddr(r).String() }
 	e.Use(s.requestID, s.recovered, s.logged)
 	for _, r := range routes {
-		e.Add(r.method, r.path, r.handle, s.limited(r), s.authenticated(r), s.authorised(r))
+		e.Add(r.method, r.path, r.handle, s.worded(r), s.limited(r), s.authenticated(r), s.authorised(r))
 	}
 	return e
 }
