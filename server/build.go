@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,7 +17,6 @@ import (
 	"keystead/devices"
 	"keystead/identity"
 	"keystead/psk"
-	"keystead/seal"
 	"keystead/store/bolt"
 )
 
@@ -73,22 +71,6 @@ func (s *Server) Listen(ctx context.Context) error {
 	)
 }
 
-// buildSeal opens the key that secrets at rest are sealed under.
-func (s *Server) buildSeal(context.Context) error {
-	path := filepath.Join(s.Config.Data, "master.key")
-	key, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		key = make([]byte, 32)
-		rand.Read(key) // never fails, never short
-		err = writeFile(path, key, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("master key: %w", err)
-	}
-	s.box, err = seal.NewBox(key)
-	return err
-}
-
 // buildDevices opens the trail and the device records everything else rests on.
 func (s *Server) buildDevices(ctx context.Context) error {
 	key, err := secretNamed(ctx, s.DB, s.box, auditSecret)
@@ -103,7 +85,7 @@ func (s *Server) buildDevices(ctx context.Context) error {
 
 // buildAccounts opens who may administer.
 func (s *Server) buildAccounts(context.Context) error {
-	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.box, Config: accounts.Config{PublicURL: s.Config.PublicURL}}
+	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Config: accounts.Config{PublicURL: s.Config.PublicURL}}
 	s.Accounts.Start()
 	s.tasks = append(s.tasks, task{"accounts", s.Accounts.Run})
 	return nil
@@ -111,7 +93,7 @@ func (s *Server) buildAccounts(context.Context) error {
 
 // buildPSK opens the pre-shared keys.
 func (s *Server) buildPSK(context.Context) error {
-	s.PSK = &psk.Service{DB: s.DB, Devices: s.Devices, Audit: s.Audit, Box: s.box, Now: s.Now}
+	s.PSK = &psk.Service{DB: s.DB, Devices: s.Devices, Audit: s.Audit, Box: s.keys.Box("psk"), Now: s.Now}
 	s.PSK.Observe()
 	return nil
 }

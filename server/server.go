@@ -46,7 +46,8 @@ type Server struct {
 	// from trusted proxies only.
 	ClientAddr func(*http.Request) netip.Addr
 
-	box       *seal.Box
+	keys      *seal.Keyring // of everything sealed at rest, a box per class
+	box       *seal.Box     // of the server's own secrets
 	tls       tlsIdentity
 	listeners []listener
 	tasks     []task
