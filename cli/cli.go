@@ -16,6 +16,7 @@ import (
 
 // commands is every command, a line per file.
 var commands = []func(*app) *cobra.Command{
+	serveCommand,
 	whoamiCommand,
 	deviceCommand,
 	versionCommand,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 
@@ -23,11 +22,6 @@ type adminFile struct {
 	Org    string `json:"org"`
 }
 
-// dataDir is the server's data directory.
-func (a *app) dataDir() string {
-	return cmp.Or(a.data, a.getenv("KEYSTEAD_DATA"), "data")
-}
-
 // connect returns a client for the server that is meant: the one whose
 // admin.json is in the data directory, unless flags or the environment name
 // another. A server that runs here on other ports than its public ones says so
@@ -37,7 +31,7 @@ func (a *app) connect() (*client.Client, error) {
 	named := cmp.Or(a.url, a.getenv("KEYSTEAD_URL"))
 	key := a.getenv("KEYSTEAD_API_KEY")
 	file := filepath.Join(a.dataDir(), "admin.json")
-	b, err := os.ReadFile(file) //nolint:gosec // G304: the directory is the operator's to choose
+	b, err := os.ReadFile(file)
 	switch {
 	case err == nil:
 		if err := json.Unmarshal(b, &admin); err != nil {
@@ -55,7 +49,7 @@ func (a *app) connect() (*client.Client, error) {
 	}
 	conf := client.Config{
 		URL:    cmp.Or(named, admin.URL),
-		CAFile: cmp.Or(a.getenv("KEYSTEAD_CA_FILE"), admin.CAFile),
+		CAFile: cmp.Or(a.getenv("KEYSTEAD_CA_FILE"), a.inData(admin.CAFile)),
 		APIKey: cmp.Or(key, admin.APIKey),
 		Org:    cmp.Or(a.org, a.getenv("KEYSTEAD_ORG")),
 	}
@@ -79,17 +73,10 @@ func (a *app) boundAt() string {
 	var at struct {
 		HTTPS string `json:"https"`
 	}
-	if json.Unmarshal(b, &at) != nil {
+	if json.Unmarshal(b, &at) != nil || at.HTTPS == "" {
 		return ""
 	}
-	host, port, err := net.SplitHostPort(at.HTTPS)
-	if err != nil {
-		return ""
-	}
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	return net.JoinHostPort(host, port)
+	return local(at.HTTPS)
 }
 
 // withClient is a cobra RunE of a command that asks the server.

@@ -1,0 +1,93 @@
+# make help lists what there is to make.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION  ?= dev
+DATA     ?= data
+TIME     ?= 10s
+NAME     ?= .
+GO       := go
+TOOL     := $(GO) tool -modfile=tools/go.mod
+BUILD    := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags "-s -w -X keystead/cli.Version=$(VERSION)"
+
+# Debian packages of the real clients that the tests drive.
+PACKAGES := \
+	curl \
+	jq \
+	libcoap3-bin \
+	openssl \
+	strace \
+	strongswan-pki
+
+.PHONY: help build run test unit e2e check fmt lint tidy bench fuzz cover packages dist clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/keystead
+	@$(BUILD) -o bin/keystead .
+
+run: build ## build, start in ./data (DATA=dir) and say where things are
+	@exec ./bin/keystead serve --data $(DATA)
+
+test: packages build ## every test, with real clients; as root installs the Debian packages it needs
+	@{ $(GO) test -json ./... || true; $(GO) test -json -tags e2e -timeout 15m ./e2e/... || true; } | $(GO) run ./internal/tested
+
+unit: ## the tests that need nothing but Go
+	@$(GO) test ./...
+
+e2e: packages ## the tests on the built binary, with real clients
+	@$(GO) test -tags e2e ./e2e/...
+
+check: ## what a commit must pass: format, lint, vet, tests with the race detector, tidy, build
+	@unformatted=$$($(TOOL) golangci-lint fmt --diff); \
+	if [ -n "$$unformatted" ]; then echo "$$unformatted"; echo "make fmt formats these"; exit 1; fi
+	@$(TOOL) golangci-lint run ./...
+	@$(GO) vet ./... && $(GO) vet -tags e2e ./...
+	@$(GO) test -race -shuffle=on ./...
+	@$(GO) mod tidy -diff
+	@$(MAKE) --no-print-directory build
+
+fmt: ## gofumpt and goimports
+	@$(TOOL) golangci-lint fmt
+
+lint: ## golangci-lint
+	@$(TOOL) golangci-lint run ./...
+
+tidy: ## go.mod and go.sum
+	@$(GO) mod tidy
+
+bench: ## every benchmark, against its limit in the same run (NAME=regexp for one)
+	@$(GO) test -run '^$$' -bench '$(NAME)' -benchmem ./...
+
+fuzz: ## every fuzz target for TIME each (TIME=1m)
+	@grep -rlE --include=*_test.go '^func Fuzz' . | sort | while read -r file; do \
+	  for target in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' "$$file"); do \
+	    echo "$$(dirname "$$file") $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(TIME) "$$(dirname "$$file")"; \
+	  done; \
+	done
+
+cover: ## coverage by package, and coverage.html
+	@$(GO) test -coverpkg=./... -coverprofile=coverage.out ./... >/dev/null
+	@$(GO) tool cover -func=coverage.out | tail -1
+	@$(GO) tool cover -html=coverage.out -o coverage.html
+
+packages: # what the tests need and is missing: installed as root, else named
+	@missing=$$(for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done | xargs); \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "the tests need: $$missing"; echo "hint: apt-get install $$missing, or make test as root"; exit 1; fi; \
+	echo "installing $$missing"; \
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null
+
+dist: ## static, stripped binaries for Linux in dist/ (VERSION=1.2.3)
+	@for arch in amd64 arm64 arm; do \
+	  GOOS=linux GOARCH=$$arch GOARM=7 $(BUILD) -o dist/keystead-$(VERSION)-linux-$$arch . ; done
+	@cd dist && sha256sum keystead-$(VERSION)-linux-* > SHA256SUMS && ls -l
+
+clean: ## what make made, but not the data
+	@rm -rf bin dist coverage.out coverage.html
