@@ -177,7 +177,10 @@ const (
 func failure(res *http.Response) error {
 	e := &Error{Status: res.StatusCode}
 	body, _ := io.ReadAll(io.LimitReader(res.Body, maxError)) // what is there is shown
-	if json.Unmarshal(body, e) != nil || e.Message == "" {
+	var creator struct{ ErrorCode, ErrorMessage string }      // the CreatorDev API says it in words of its own
+	if json.Unmarshal(body, &creator) == nil && creator.ErrorMessage != "" {
+		e.Code, e.Message, e.RequestID = creator.ErrorCode, creator.ErrorMessage, res.Header.Get("X-Request-ID")
+	} else if json.Unmarshal(body, e) != nil || e.Message == "" {
 		e.Message = "the server answered " + res.Status
 		if text := strings.TrimSpace(string(body)); text != "" && len(text) < 500 {
 			e.Message += ": " + text

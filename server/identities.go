@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -22,7 +23,6 @@ func (s *Server) identityRoutes() []route {
 		{method: http.MethodPost, path: "/identities/psk", need: identity.CredentialsWrite, handle: s.createPSK, wire: creatorProblem},
 		{method: http.MethodGet, path: one, need: identity.CredentialsRead, handle: s.showPSK, wire: creatorProblem},
 		{method: http.MethodDelete, path: one, need: identity.CredentialsWrite, handle: s.deletePSK, wire: creatorProblem},
-		{method: http.MethodPost, path: "/api/v1/psk/bulk", need: identity.CredentialsWrite, handle: s.createPSKs},
 	}
 }
 
@@ -145,21 +145,91 @@ func pathParam(c echo.Context, name string) string {
 	return raw
 }
 
-type newPSKs struct {
+func (s *Server) pskRoutes() []route {
+	return []route{
+		{method: http.MethodGet, path: "/api/v1/psk", need: identity.CredentialsRead, handle: s.pagePSKs},
+		{method: http.MethodPost, path: "/api/v1/psk", need: identity.CredentialsWrite, handle: s.addPSK},
+		{method: http.MethodPost, path: "/api/v1/psk/bulk", need: identity.CredentialsWrite, handle: s.addPSKs},
+		{method: http.MethodPost, path: "/api/v1/psk/:identity/reveal", need: identity.CredentialsReveal, handle: s.revealPSK},
+	}
+}
+
+// pskView is a key as this server's own API shows it. Secret is set where a key
+// is made or revealed.
+type pskView struct {
+	Identity  string    `json:"identity"`
+	Secret    string    `json:"secret,omitempty"`
+	Device    string    `json:"device"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+func viewKey(k psk.Key) pskView {
+	return pskView{Identity: string(k.Identity), Device: k.Device, CreatedAt: k.CreatedAt}
+}
+
+// withSecret fills in the secret and wipes it.
+func (v pskView) withSecret(secret seal.Secret) pskView {
+	v.Secret = hexUpper(secret)
+	secret.Wipe()
+	return v
+}
+
+// pagePSKs answers with a page; ?device= narrows it to those of one.
+func (s *Server) pagePSKs(c echo.Context) error {
+	r, err := pageRequest(c)
+	if err != nil {
+		return err
+	}
+	device := c.QueryParam("device")
+	if device != "" {
+		d, err := s.Devices.Find(c.Request().Context(), device)
+		if err != nil {
+			return err
+		}
+		device = d.ID
+	}
+	p, err := s.PSK.List(c.Request().Context(), device, r)
+	if err != nil {
+		return err
+	}
+	return writePage(c, p, viewKey)
+}
+
+type pskInput struct {
+	Identity     string            `json:"identity"`
+	Secret       string            `json:"secret"`
+	SecretFormat string            `json:"secret_format"`
+	Device       string            `json:"device"`
+	Labels       map[string]string `json:"labels"`
+}
+
+func (s *Server) addPSK(c echo.Context) error {
+	var in pskInput
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	n, err := newPSK{in.Identity, in.Secret, in.SecretFormat, in.Device}.key()
+	if err != nil {
+		return err
+	}
+	n.Labels = in.Labels
+	k, secret, err := s.PSK.Create(c.Request().Context(), n)
+	if err != nil {
+		return err
+	}
+	c.Response().Header().Set("Cache-Control", "no-store")
+	return c.JSON(http.StatusCreated, viewKey(k).withSecret(secret))
+}
+
+type pskBulkInput struct {
 	Count        int               `json:"count"`
 	SecretFormat string            `json:"secret_format"`
 	Labels       map[string]string `json:"labels"`
 }
 
-type madePSK struct {
-	Identity string `json:"identity"`
-	Secret   string `json:"secret"`
-	Device   string `json:"device"`
-}
-
-// createPSKs makes many keys in one transaction, each for a new device.
-func (s *Server) createPSKs(c echo.Context) error {
-	var in newPSKs
+// addPSKs makes many keys in one transaction, each for a new device.
+func (s *Server) addPSKs(c echo.Context) error {
+	var in pskBulkInput
 	if err := bind(c, &in); err != nil {
 		return err
 	}
@@ -171,11 +241,24 @@ func (s *Server) createPSKs(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	out := list[madePSK]{Items: make([]madePSK, len(made))}
+	out := list[pskView]{Items: make([]pskView, len(made))}
 	for i, m := range made {
-		out.Items[i] = madePSK{string(m.Key.Identity), hexUpper(m.Secret), m.Key.Device}
-		m.Secret.Wipe()
+		out.Items[i] = viewKey(m.Key).withSecret(m.Secret)
 	}
 	c.Response().Header().Set("Cache-Control", "no-store")
 	return c.JSON(http.StatusCreated, out)
+}
+
+// revealPSK answers with a secret once more; the trail says who asked.
+func (s *Server) revealPSK(c echo.Context) error {
+	k, err := s.PSK.Get(c.Request().Context(), pskIdentity(c))
+	if err != nil {
+		return err
+	}
+	secret, err := s.PSK.Reveal(c.Request().Context(), k.Identity)
+	if err != nil {
+		return err
+	}
+	c.Response().Header().Set("Cache-Control", "no-store")
+	return c.JSON(http.StatusOK, viewKey(k).withSecret(secret))
 }

@@ -229,3 +229,29 @@ func TestPSKPages(t *testing.T) {
 	}
 	s.call(t, s.admin, "POST", "/api/v1/psk/bulk", map[string]any{"count": 1, "secret_format": strconv.Itoa(1)}, http.StatusBadRequest, nil)
 }
+
+func TestPSKOfThisServersOwnAPI(t *testing.T) {
+	s := start(t)
+	type key struct{ Identity, Secret, Device string }
+	var made, revealed key
+	s.call(t, s.admin, "POST", "/api/v1/psk", map[string]any{"identity": "a/b", "secret_format": "text", "labels": map[string]string{"x": "y"}}, http.StatusCreated, &made)
+	if made.Identity != "a/b" || len(made.Secret) != 64 {
+		t.Errorf("made %+v", made)
+	}
+	s.call(t, s.admin, "POST", "/api/v1/psk", map[string]any{"device": made.Device}, http.StatusCreated, nil)
+	s.call(t, s.admin, "POST", "/api/v1/psk", map[string]any{}, http.StatusCreated, nil)
+	var page struct{ Items []key }
+	s.call(t, s.admin, "GET", "/api/v1/psk", nil, http.StatusOK, &page)
+	if len(page.Items) != 3 || page.Items[0].Secret != "" {
+		t.Errorf("list = %+v, want 3 without secrets", page.Items)
+	}
+	s.call(t, s.admin, "GET", "/api/v1/psk?device=a/b", nil, http.StatusOK, &page)
+	if len(page.Items) != 2 {
+		t.Errorf("of the device = %+v, want 2", page.Items)
+	}
+	s.call(t, s.admin, "POST", "/api/v1/psk/a%2Fb/reveal", nil, http.StatusOK, &revealed)
+	if revealed.Secret != made.Secret {
+		t.Errorf("revealed %q, want %q", revealed.Secret, made.Secret)
+	}
+	s.call(t, s.admin, "POST", "/api/v1/psk/nobody/reveal", nil, http.StatusNotFound, nil)
+}

@@ -79,6 +79,7 @@ func (s *Server) routes() []route {
 		s.whoamiRoutes(),
 		s.deviceRoutes(),
 		s.identityRoutes(),
+		s.pskRoutes(),
 		s.docRoutes(),
 	} {
 		all = append(all, table...)
