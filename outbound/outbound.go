@@ -40,6 +40,7 @@ type Options struct {
 	MaxAnswer int64         // bytes of an answer's body; 0 for DefaultAnswer
 	TLS       *tls.Config   // roots and client certificate; nil for the system's roots
 	PlainHTTP bool          // http: URLs are allowed, not https: alone
+	Now       func() time.Time
 }
 
 // Client makes requests. Use one per target of its own TLS settings, and keep it.
@@ -47,6 +48,7 @@ type Client struct {
 	http  *http.Client
 	most  int64
 	plain bool
+	now   func() time.Time
 }
 
 // New returns a Client.
@@ -73,7 +75,7 @@ func New(o Options) *Client {
 				MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
 			},
 		},
-		most: o.MaxAnswer, plain: o.PlainHTTP,
+		most: o.MaxAnswer, plain: o.PlainHTTP, now: o.Now,
 	}
 }
 
@@ -86,6 +88,9 @@ type Request struct {
 	URL    string
 	Header map[string]string
 	Body   []byte
+
+	Secret   seal.Secret // signs the body; see SignatureHeader. nil for no signature
+	Delivery string      // sent as DeliveryHeader, if it is not empty
 }
 
 // Answer is what came back, whatever its status.
@@ -110,6 +115,12 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	}
 	for name, value := range r.Header {
 		req.Header.Set(name, value)
+	}
+	if r.Delivery != "" {
+		req.Header.Set(DeliveryHeader, r.Delivery)
+	}
+	if r.Secret != nil {
+		req.Header.Set(SignatureHeader, Sign(r.Secret, r.Body, c.now()))
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

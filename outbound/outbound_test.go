@@ -75,6 +75,7 @@ func receiver(t *testing.T, h http.HandlerFunc) (string, outbound.Options) {
 	return s.URL, outbound.Options{
 		Guard: outbound.Guard{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		TLS:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13},
+		Now:   time.Now,
 	}
 }
 

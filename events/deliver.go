@@ -1,0 +1,254 @@
+package events
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2" //nolint:depguard // jitter
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"keystead/fault"
+	"keystead/page"
+	"keystead/seal"
+	"keystead/store"
+)
+
+// When a delivery that fails is tried again, and when it is put aside.
+const (
+	firstPause = time.Second
+	maxPause   = 10 * time.Minute
+	maxTries   = 160 // a day, mostly at maxPause
+	batchSize  = 64  // deliveries read at a time, of each webhook
+	atOnce     = 8   // webhooks delivered to at the same time
+	idlePause  = time.Minute
+)
+
+func (s *Service) woken() chan struct{} {
+	s.wakeOnce.Do(func() { s.wake = make(chan struct{}, 1) })
+	return s.wake
+}
+
+// poke has Run look at the queues now.
+func (s *Service) poke() {
+	select {
+	case s.woken() <- struct{}{}:
+	default:
+	}
+}
+
+// Run delivers until ctx is done.
+func (s *Service) Run(ctx context.Context) error {
+	s.poke() // for what waits since the last start
+	timer := time.NewTimer(idlePause)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.woken():
+		case <-timer.C:
+		}
+		pause, err := s.Round(ctx)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		timer.Reset(pause)
+	}
+}
+
+// Round delivers what is due now and returns how long to wait for the next.
+func (s *Service) Round(ctx context.Context) (time.Duration, error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	pauses := make(chan time.Duration, atOnce)
+	least := make(chan time.Duration)
+	go func() {
+		shortest := idlePause
+		for p := range pauses {
+			shortest = min(shortest, p)
+		}
+		least <- shortest
+	}()
+	var listed error
+	for w, err := range webhooks.All(ctx, s.DB, "", "") {
+		if err != nil {
+			listed = err
+			break
+		}
+		if w.Paused && !w.Deleted {
+			continue
+		}
+		group.Go(func() error {
+			if w.Deleted {
+				return s.purge(ctx, w)
+			}
+			pause, err := s.drain(ctx, w)
+			pauses <- pause
+			return err
+		})
+	}
+	err := errors.Join(listed, group.Wait())
+	close(pauses)
+	return max(<-least, 10*time.Millisecond), err
+}
+
+// drain delivers to one webhook, in order, until nothing is left or one fails.
+// It returns how long to wait before looking again.
+func (s *Service) drain(ctx context.Context, w Webhook) (time.Duration, error) {
+	secret, err := s.Box.Open(w.place(), w.Sealed)
+	if err != nil {
+		return idlePause, fmt.Errorf("events: webhook %s: %w", w.ID, err)
+	}
+	defer secret.Wipe()
+	for ctx.Err() == nil {
+		var p page.Page[Delivery]
+		err := s.DB.View(ctx, func(tx store.Tx) (err error) {
+			p, err = deliveries.PageBy(tx, "queue", store.TermOf(w.ID), page.Request{Limit: batchSize})
+			return err
+		})
+		if err != nil || len(p.Items) == 0 {
+			return idlePause, err
+		}
+		for _, d := range p.Items {
+			if wait := d.NextAt.Sub(s.Now()); wait > 0 {
+				return wait, nil
+			}
+			if done, err := s.try(ctx, w, secret, d); !done || err != nil {
+				return 0, err
+			}
+		}
+	}
+	return idlePause, nil
+}
+
+// try delivers d once and notes what came of it. It reports false if the
+// delivery stays at the head of its queue.
+func (s *Service) try(ctx context.Context, w Webhook, secret seal.Secret, d Delivery) (done bool, err error) {
+	m, err := w.encode(d, secret)
+	if err != nil {
+		return false, err
+	}
+	code, sendErr := s.Send(ctx, m)
+	if ctx.Err() != nil {
+		return false, nil //nolint:nilerr // stopping: it is tried again at the next start
+	}
+	delivered := sendErr == nil && code >= 200 && code <= 299
+	err = s.DB.Update(ctx, func(tx store.Tx) error {
+		done = true
+		if delivered {
+			_, err := deliveries.Delete(tx, d.ID)
+			return missingIsFine(err)
+		}
+		_, err := deliveries.Update(tx, d.ID, func(d *Delivery) error {
+			d.Tries++
+			d.LastCode, d.LastText = code, reason(code, sendErr)
+			d.Failed = d.Tries >= maxTries || code == 410 // Gone: the receiver wants no more
+			d.NextAt = s.Now().UTC().Add(pauseAfter(d.Tries))
+			done = d.Failed
+			return nil
+		})
+		return missingIsFine(err)
+	})
+	return done, err
+}
+
+func missingIsFine(err error) error {
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+func reason(code int, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("the receiver answered with status %d", code)
+}
+
+// pauseAfter doubles with each try, with up to a fifth of jitter so that
+// receivers that come back are not met by all at once.
+func pauseAfter(tries int) time.Duration {
+	p := min(firstPause<<min(tries-1, 20), maxPause)
+	return p + rand.N(p/5+1) //nolint:gosec // G404: jitter
+}
+
+// purge drops what waits for a deleted webhook, or was put aside, and the webhook.
+func (s *Service) purge(ctx context.Context, w Webhook) error {
+	for _, index := range []string{"queue", "failed"} {
+		for more := true; more; {
+			err := s.DB.Update(ctx, func(tx store.Tx) error {
+				p, err := deliveries.PageBy(tx, index, store.TermOf(w.ID), page.Request{Limit: page.MaxLimit})
+				if err != nil {
+					return err
+				}
+				more = p.Next != ""
+				for _, d := range p.Items {
+					if _, err := deliveries.Delete(tx, d.ID); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		_, err := webhooks.Delete(tx, w.ID)
+		return missingIsFine(err)
+	})
+}
+
+// encode writes a delivery as its receiver wants it.
+func (w *Webhook) encode(d Delivery, secret seal.Secret) (Message, error) {
+	m := Message{URL: w.URL, Delivery: d.ID}
+	var err error
+	if w.Format == Mender {
+		m.Body, err = json.Marshal(menderEvent{d.Event.ID, d.Event.Type, d.Event.Data, d.Event.Time.UTC()})
+		mac := hmac.New(sha256.New, secret)
+		mac.Write(m.Body)
+		m.Header = map[string]string{
+			"Content-Type":    "application/json",
+			"X-Men-Algorithm": "MEN-HMAC-SHA256-Payload",
+			"X-Men-Signature": hex.EncodeToString(mac.Sum(nil)),
+		}
+	} else {
+		m.Secret = secret
+		m.Header = map[string]string{"Content-Type": "application/cloudevents+json"}
+		m.Body, err = json.Marshal(cloudEvent{
+			"1.0", d.Event.ID, "/organisations/" + d.Event.Org, "keystead." + d.Event.Type, d.Event.Subj, d.Event.Time.UTC(), "application/json", d.Event.Data,
+		})
+	}
+	if err != nil {
+		return m, fmt.Errorf("events: %w", err)
+	}
+	return m, nil
+}
+
+// menderEvent is an event as Mender's iot-manager sends it.
+type menderEvent struct {
+	ID   string          `json:"id"`
+	Type string          `json:"type"`
+	Data json.RawMessage `json:"data"`
+	Time time.Time       `json:"time"`
+}
+
+// cloudEvent is an event by CloudEvents 1.0, section 2, in structured JSON.
+type cloudEvent struct {
+	SpecVersion     string          `json:"specversion"`
+	ID              string          `json:"id"`
+	Source          string          `json:"source"`
+	Type            string          `json:"type"`
+	Subject         string          `json:"subject,omitempty"`
+	Time            time.Time       `json:"time"`
+	DataContentType string          `json:"datacontenttype"`
+	Data            json.RawMessage `json:"data"`
+}

@@ -1,0 +1,328 @@
+// Package events tells other systems what happened: an outbox written in the
+// transaction of the change, and its delivery to webhooks, at least once and for
+// each webhook in order.
+//
+// Whoever changes something calls [Service.Emit] in its transaction; nothing
+// waits for a receiver. [Service.Run] delivers, tries again with growing pauses,
+// and puts aside what a receiver has refused for a day, where an administrator
+// finds it and may send it again.
+package events
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"keystead/audit"
+	"keystead/fault"
+	"keystead/id"
+	"keystead/identity"
+	"keystead/page"
+	"keystead/seal"
+	"keystead/store"
+)
+
+// Event is something that happened.
+type Event struct {
+	ID   string          `cbor:"id"`
+	Org  string          `cbor:"org"`
+	Type string          `cbor:"type"`           // "device.suspended"
+	Subj string          `cbor:"subj,omitempty"` // what it happened to, mostly a device's id
+	Time time.Time       `cbor:"time"`
+	Data json.RawMessage `cbor:"data"`
+}
+
+// Format is how a receiver wants events written.
+type Format string
+
+// The formats.
+const (
+	CloudEvents Format = "cloudevents" // CloudEvents 1.0, structured JSON
+	Mender      Format = "mender"      // as Mender's servers send them, signed as they sign
+)
+
+// Webhook is a receiver of events.
+type Webhook struct {
+	ID        string    `cbor:"id"`
+	Org       string    `cbor:"org"`
+	URL       string    `cbor:"url"`
+	Format    Format    `cbor:"format"`
+	Types     []string  `cbor:"types,omitempty"` // of events; a trailing "*" stands for any rest; none for all
+	Sealed    []byte    `cbor:"sealed"`          // the secret that deliveries are signed with
+	Paused    bool      `cbor:"paused,omitempty"`
+	Deleted   bool      `cbor:"deleted,omitempty"` // Run drops what waits for it, and then the record
+	CreatedAt time.Time `cbor:"created"`
+}
+
+// Delivery is one event on its way to one webhook.
+type Delivery struct {
+	ID       string    `cbor:"id"`
+	Webhook  string    `cbor:"webhook"`
+	Event    Event     `cbor:"event"`
+	Tries    int       `cbor:"tries,omitempty"`
+	NextAt   time.Time `cbor:"next,omitzero"`
+	Failed   bool      `cbor:"failed,omitempty"` // put aside
+	LastCode int       `cbor:"code,omitempty"`   // HTTP status of the last try, 0 if there was no answer
+	LastText string    `cbor:"text,omitempty"`   // why it failed, for the administrator
+}
+
+var (
+	webhooks = store.NewTable("webhook",
+		store.Index[Webhook]{Name: "org", Counted: true, Terms: func(w Webhook) []store.Term {
+			if w.Deleted {
+				return nil
+			}
+			return store.Terms(w.Org)
+		}})
+	// The queue of a webhook is in the order of ids, which is that of the events.
+	deliveries = store.NewTable("delivery",
+		store.Index[Delivery]{Name: "queue", Counted: true, Terms: func(d Delivery) []store.Term {
+			if d.Failed {
+				return nil
+			}
+			return store.Terms(d.Webhook)
+		}},
+		store.Index[Delivery]{Name: "failed", Counted: true, Terms: func(d Delivery) []store.Term {
+			if !d.Failed {
+				return nil
+			}
+			return store.Terms(d.Webhook)
+		}})
+)
+
+// Message is one try of a delivery.
+type Message struct {
+	URL      string
+	Header   map[string]string
+	Body     []byte
+	Delivery string      // the same id at every try
+	Secret   seal.Secret // what the sender signs with; nil if the message is signed
+}
+
+// MaxWebhooks is how many webhooks an organisation has.
+const MaxWebhooks = 32
+
+// Service keeps the webhooks and the outbox.
+type Service struct {
+	DB    store.Engine
+	Audit *audit.Log
+	Box   *seal.Box
+	Now   func() time.Time
+	// Send makes one try. It returns the receiver's status, or an error if there
+	// was no answer.
+	Send func(ctx context.Context, m Message) (int, error)
+	// CheckURL says what is wrong with the URL of a new webhook.
+	CheckURL func(url string) error
+
+	wakeOnce sync.Once
+	wake     chan struct{}
+}
+
+// Emit queues an event for every webhook of its organisation that asks for its
+// type, as part of tx. ID and Time are filled in where they are empty.
+func (s *Service) Emit(_ context.Context, tx store.Tx, e Event) error {
+	if n, err := webhooks.Count(tx, "org", store.TermOf(e.Org)); n == 0 || err != nil {
+		return err
+	}
+	now := s.Now().UTC()
+	if e.ID == "" {
+		e.ID = id.New(now)
+	}
+	if e.Time.IsZero() {
+		e.Time = now
+	}
+	hooks, err := webhooks.PageBy(tx, "org", store.TermOf(e.Org), page.Request{Limit: MaxWebhooks})
+	if err != nil {
+		return err
+	}
+	for _, w := range hooks.Items {
+		if !w.wants(e.Type) {
+			continue
+		}
+		d := Delivery{ID: id.New(now), Webhook: w.ID, Event: e}
+		if err := deliveries.Insert(tx, d.ID, d); err != nil {
+			return err
+		}
+	}
+	tx.OnCommit(s.poke)
+	return nil
+}
+
+func (w *Webhook) wants(kind string) bool {
+	for _, t := range w.Types {
+		if prefix, ok := cutStar(t); t == kind || ok && len(kind) >= len(prefix) && kind[:len(prefix)] == prefix {
+			return true
+		}
+	}
+	return len(w.Types) == 0
+}
+
+func cutStar(t string) (string, bool) {
+	if n := len(t); n > 0 && t[n-1] == '*' {
+		return t[:n-1], true
+	}
+	return "", false
+}
+
+// New is what a webhook is created from.
+type New struct {
+	URL    string
+	Format Format
+	Types  []string
+	Secret seal.Secret // 16 to 128 bytes; one is made if it is empty
+}
+
+// Create adds a webhook. The secret is returned this once.
+func (s *Service) Create(ctx context.Context, n New) (Webhook, seal.Secret, error) {
+	if n.Format == "" {
+		n.Format = CloudEvents
+	}
+	if len(n.Secret) == 0 {
+		n.Secret = seal.NewSecret(32)
+	}
+	if err := s.check(n); err != nil {
+		return Webhook{}, nil, err
+	}
+	now := s.Now().UTC()
+	w := Webhook{ID: id.New(now), Org: identity.OrgOf(ctx), URL: n.URL, Format: n.Format, Types: n.Types, CreatedAt: now}
+	w.Sealed = s.Box.Seal(w.place(), n.Secret)
+	return w, n.Secret, s.DB.Update(ctx, func(tx store.Tx) error {
+		has, err := webhooks.Count(tx, "org", store.TermOf(w.Org))
+		if err != nil {
+			return err
+		}
+		if has >= MaxWebhooks {
+			return fault.New(fault.TooLarge, "the organisation has %d webhooks; delete one first", has)
+		}
+		if err := webhooks.Insert(tx, w.ID, w); err != nil {
+			return err
+		}
+		return s.Audit.Append(ctx, tx, audit.Entry{Action: "webhook.create", Target: w.ID})
+	})
+}
+
+func (s *Service) check(n New) error {
+	var bad []fault.Field
+	if err := s.CheckURL(n.URL); err != nil {
+		bad = append(bad, fault.Field{Name: "url", Message: fault.Message(err)})
+	}
+	if n.Format != CloudEvents && n.Format != Mender {
+		bad = append(bad, fault.Field{Name: "format", Message: "must be cloudevents or mender"})
+	}
+	if len(n.Secret) < 16 || len(n.Secret) > 128 {
+		bad = append(bad, fault.Field{Name: "secret", Message: "must have 16 to 128 bytes"})
+	}
+	if len(n.URL) > 2048 || len(n.Types) > 64 {
+		bad = append(bad, fault.Field{Name: "types", Message: "at most 64 types, and 2048 bytes of url"})
+	}
+	for _, t := range n.Types {
+		if len(t) == 0 || len(t) > 128 {
+			bad = append(bad, fault.Field{Name: "types", Message: "a type has 1 to 128 bytes"})
+		}
+	}
+	return fault.InvalidFields(bad...)
+}
+
+func (w *Webhook) place() string { return "webhook/" + w.ID }
+
+// List returns the webhooks of the actor's organisation.
+func (s *Service) List(ctx context.Context, r page.Request) (p page.Page[Webhook], err error) {
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		p, err = webhooks.PageBy(tx, "org", store.TermOf(identity.OrgOf(ctx)), r)
+		return err
+	})
+	return p, err
+}
+
+// Get returns a webhook of the actor's organisation, or a NotFound fault.
+func (s *Service) Get(ctx context.Context, webhookID string) (w Webhook, err error) {
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		w, err = s.own(ctx, tx, webhookID)
+		return err
+	})
+	return w, err
+}
+
+func (s *Service) own(ctx context.Context, tx store.Tx, webhookID string) (Webhook, error) {
+	w, err := webhooks.Get(tx, webhookID)
+	if err == nil && (w.Deleted || w.Org != identity.OrgOf(ctx)) {
+		return Webhook{}, fault.New(fault.NotFound, "no such webhook")
+	}
+	return w, err
+}
+
+// SetPaused stops or resumes deliveries to a webhook; they wait meanwhile.
+func (s *Service) SetPaused(ctx context.Context, webhookID string, paused bool) (w Webhook, err error) {
+	err = s.DB.Update(ctx, func(tx store.Tx) error {
+		if _, err := s.own(ctx, tx, webhookID); err != nil {
+			return err
+		}
+		w, err = webhooks.Update(tx, webhookID, func(w *Webhook) error {
+			w.Paused = paused
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		tx.OnCommit(s.poke)
+		action := "webhook.resume"
+		if paused {
+			action = "webhook.pause"
+		}
+		return s.Audit.Append(ctx, tx, audit.Entry{Action: action, Target: webhookID})
+	})
+	return w, err
+}
+
+// Delete removes a webhook and what waits for it.
+func (s *Service) Delete(ctx context.Context, webhookID string) error {
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		if _, err := s.own(ctx, tx, webhookID); err != nil {
+			return err
+		}
+		if _, err := webhooks.Update(tx, webhookID, func(w *Webhook) error {
+			w.Deleted = true
+			return nil
+		}); err != nil {
+			return err
+		}
+		tx.OnCommit(s.poke)
+		return s.Audit.Append(ctx, tx, audit.Entry{Action: "webhook.delete", Target: webhookID})
+	})
+}
+
+// Deliveries returns what waits for a webhook, or what was put aside.
+func (s *Service) Deliveries(ctx context.Context, webhookID string, failed bool, r page.Request) (p page.Page[Delivery], err error) {
+	index := "queue"
+	if failed {
+		index = "failed"
+	}
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		if _, err := s.own(ctx, tx, webhookID); err != nil {
+			return err
+		}
+		p, err = deliveries.PageBy(tx, index, store.TermOf(webhookID), r)
+		return err
+	})
+	return p, err
+}
+
+// Resend queues a delivery that was put aside again.
+func (s *Service) Resend(ctx context.Context, webhookID, deliveryID string) (d Delivery, err error) {
+	err = s.DB.Update(ctx, func(tx store.Tx) error {
+		if _, err := s.own(ctx, tx, webhookID); err != nil {
+			return err
+		}
+		d, err = deliveries.Update(tx, deliveryID, func(d *Delivery) error {
+			if d.Webhook != webhookID {
+				return fault.New(fault.NotFound, "no such delivery")
+			}
+			d.Failed, d.Tries, d.NextAt = false, 0, time.Time{}
+			return nil
+		})
+		tx.OnCommit(s.poke)
+		return err
+	})
+	return d, err
+}
