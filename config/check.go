@@ -22,7 +22,7 @@ func sections(c Config) error {
 	v := reflect.ValueOf(c)
 	for i := range v.NumField() {
 		if key := tag(v.Type().Field(i)); key != "" {
-			if section, ok := v.Field(i).Interface().(validator); ok {
+			if section, ok := reflect.TypeAssert[validator](v.Field(i)); ok {
 				faults = append(faults, under(key, section.Validate()))
 			}
 		}
@@ -40,7 +40,7 @@ func under(section string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // errors.Join's own tree, not one it wraps
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
 		var out []error
 		for _, e := range many.Unwrap() {
 			out = append(out, under(section, e))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"keystead/coapgw"
+	"keystead/outbound"
 	"keystead/seal"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	Audit     Audit       `mapstructure:"audit"`
 	Backup    Backup      `mapstructure:"backup"`
 	Log       Log         `mapstructure:"log"`
+
+	Webhook outbound.Config `mapstructure:"webhook"`
 
 	origins map[string]Origin
 }

@@ -183,8 +183,10 @@ func TestFaults(t *testing.T) {
 		{name: "word not in the list", set: []string{"log.level=loud"}, want: []string{`log.level: "loud" is not one of debug, info, warn, error`}},
 		{name: "section of a section", set: []string{"limits.per_address.per_second=-1"}, want: []string{"limits.per_address.per_second: -1 is less than 0"}},
 		{name: "master key", set: []string{"master_key.source=stone"}, want: []string{"master_key.source:"}},
-		{name: "all at once", yaml: "http: {lsten: a}\ntimeouts: {drain: -1s}\nlimits: {body: huge}\nlog: {level: loud}\ndata: ''",
-			want: []string{"http.lsten", "timeouts.drain", "limits.body", "log.level", "data: must name"}},
+		{
+			name: "all at once", yaml: "http: {lsten: a}\ntimeouts: {drain: -1s}\nlimits: {body: huge}\nlog: {level: loud}\ndata: ''",
+			want: []string{"http.lsten", "timeouts.drain", "limits.body", "log.level", "data: must name"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			o := config.Options{Getenv: env(test.env), Set: test.set}

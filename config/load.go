@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -81,9 +82,7 @@ func leaves(v reflect.Value, path string) map[string]reflect.Value {
 			key = strings.TrimPrefix(path+"."+name, ".")
 		} // else squashed: its keys are of this level
 		if f.Type.Kind() == reflect.Struct {
-			for k, field := range leaves(v.Field(i), key) {
-				all[k] = field
-			}
+			maps.Copy(all, leaves(v.Field(i), key))
 			continue
 		}
 		all[key] = v.Field(i)

@@ -21,7 +21,7 @@ func (c Config) Settings() []Setting {
 	all := make([]Setting, 0, len(keys))
 	for _, key := range sorted(keys) {
 		s := Setting{Key: key, Value: fmt.Sprint(keys[key].Interface()), Origin: c.origins[key]}
-		if list, ok := keys[key].Interface().([]string); ok {
+		if list, ok := reflect.TypeAssert[[]string](keys[key]); ok {
 			s.Value = strings.Join(list, ",")
 		}
 		if s.Origin == "" {

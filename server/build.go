@@ -41,6 +41,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	for _, build := range []func(context.Context) error{
 		s.buildSeal,
 		s.buildDevices,
+		s.buildEvents,
 		s.buildAccounts,
 		s.buildPSK,
 		// credentials, a line each: pki, tokens, authsets, thingkeys

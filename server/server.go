@@ -22,6 +22,7 @@ import (
 	"keystead/coapgw"
 	"keystead/config"
 	"keystead/devices"
+	"keystead/events"
 	"keystead/identity"
 	"keystead/psk"
 	"keystead/seal"
@@ -40,6 +41,7 @@ type Server struct {
 	Accounts *accounts.Service
 	CoAP     *coapgw.Gateway
 	PSK      *psk.Service
+	Events   *events.Service
 	Resolver identity.Resolver // the methods of every credential, the same on every listener
 
 	// ClientAddr says where a request comes from; forwarded addresses count
@@ -80,6 +82,7 @@ func (s *Server) routes() []route {
 		s.deviceRoutes(),
 		s.identityRoutes(),
 		s.pskRoutes(),
+		s.webhookRoutes(),
 		s.docRoutes(),
 	} {
 		all = append(all, table...)
