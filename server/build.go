@@ -32,6 +32,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		return nil, err
 	}
 	s := &Server{Config: cfg, Log: log, Now: time.Now, DB: db, ClientAddr: directAddr} //nolint:forbidigo // this is where every service gets it from
+	s.tasks = append(s.tasks, watchStore(db))
 	defer func() {
 		if err != nil {
 			s.Close()
