@@ -28,12 +28,19 @@ type Service struct {
 	Now    func() time.Time
 	Log    *slog.Logger
 	Box    *seal.Box // for TOTP secrets, which must be read back
+	Tokens Tokens    // signs and verifies login keys and OAuth tokens
 	Mail   Mailer    // nil where no mail is sent
+
+	// InUse says, in the transaction that would delete an organisation, what it
+	// still has, "" if nothing.
+	InUse func(tx store.Tx, org string) (string, error)
+
 	Config Config
 
 	epoch  atomic.Uint64
 	cache  verified
 	hashes hashing
+	logins logins
 
 	usedMu sync.Mutex
 	used   map[string]use // API keys used since the last flush
@@ -42,6 +49,7 @@ type Service struct {
 // Config is what an operator may choose. The zero value of a field means its default.
 type Config struct {
 	PublicURL          string        // where links in mails lead
+	Issuer             string        // of login keys and OAuth tokens; PublicURL if empty
 	LoginTTL           time.Duration // of login keys; default one hour
 	RecoveryTTL        time.Duration // of recovery keys; default 15 minutes
 	InviteTTL          time.Duration // of invites; default a week
@@ -61,6 +69,16 @@ type Mailer interface {
 	Send(ctx context.Context, to, subject, text string) error
 }
 
+// Tokens signs claims as a JSON Web Token of a type (its typ header), and reads
+// those it signed. Claims are a JSON object; lifetimes are the caller's business.
+type Tokens interface {
+	Sign(ctx context.Context, typ string, claims []byte) (string, error)
+	// Verify returns the claims of a token of one of the types, and which; its signature is
+	// good. For text that is no token of these types it returns
+	// [identity.ErrNotMine]; for one with a bad signature, Unauthenticated.
+	Verify(ctx context.Context, token string, types ...string) (typ string, claims []byte, err error)
+}
+
 // Start readies the service. Call it once, after the fields are filled in.
 func (s *Service) Start() {
 	def(&s.Config.LoginTTL, time.Hour)
@@ -74,6 +92,7 @@ func (s *Service) Start() {
 	}
 	s.used = map[string]use{}
 	s.hashes.start(s.Config.HashesAtOnce)
+	s.logins.start(s.Now)
 }
 
 func def[T comparable](v *T, to T) {

@@ -78,6 +78,9 @@ func (s *Service) CreateAPIKey(ctx context.Context, n NewAPIKey) (k APIKey, text
 	if err := interactive(a); err != nil {
 		return k, nil, err
 	}
+	if err := s.fresh(ctx); err != nil {
+		return k, nil, err
+	}
 	if err := n.check(s.Config.MaxAPIKeyTTL); err != nil {
 		return k, nil, err
 	}

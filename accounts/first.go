@@ -2,7 +2,6 @@ package accounts
 
 import (
 	"context"
-	"time"
 
 	"keystead/fault"
 	"keystead/id"
@@ -87,6 +86,3 @@ func (s *Service) DefaultOrganisation(ctx context.Context) (org string, err erro
 	})
 	return org, err
 }
-
-// setupTTL is how long a set-up link works.
-const setupTTL = 30 * time.Minute

@@ -62,17 +62,38 @@ func (s *Service) verify(ctx context.Context, p identity.Proof) (v principal, er
 			v, err = s.verifyKey(tx, t, p.Org)
 			return err
 		})
-	case ok && p.Scheme == "Bearer" && ownKinds[t.Kind], strings.HasPrefix(p.Value, "keystead_"+apiKeyKind+"_"):
+	case ok && p.Scheme == "Session" && t.Kind == sessionKind:
+		err = s.DB.View(ctx, func(tx store.Tx) error {
+			v, err = s.verifySession(tx, t, p.Org)
+			return err
+		})
+	case p.Scheme == "Session", ok && ownKinds[t.Kind], strings.HasPrefix(p.Value, "keystead_"+apiKeyKind+"_"):
 		err = ErrUnauthenticated
+	case !ok && s.Tokens != nil:
+		v, err = s.verifyToken(ctx, p)
 	default:
 		err = identity.ErrNotMine
 	}
 	return v, err
 }
 
-// ownKinds are the kinds of tickets of this package; as a bearer only the API
-// key's is good.
-var ownKinds = map[string]bool{apiKeyKind: true}
+// ownKinds are the kinds of tickets of this package that are no good as a bearer.
+var ownKinds = map[string]bool{
+	recoveryKind: true, setupKind: true, inviteKind: true, verifyKind: true, sessionKind: true,
+}
+
+// verifyToken verifies a signed token.
+func (s *Service) verifyToken(ctx context.Context, p identity.Proof) (v principal, err error) {
+	_, claims, err := s.Tokens.Verify(ctx, p.Value, loginType)
+	if err != nil {
+		return v, err
+	}
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		v, err = s.verifyLogin(tx, claims, p.Org)
+		return err
+	})
+	return v, err
+}
 
 func (s *Service) verifyKey(tx store.Tx, t seal.Ticket, org string) (principal, error) {
 	k, err := keyTable.Get(tx, t.ID)

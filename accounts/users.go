@@ -86,6 +86,11 @@ type NewUser struct {
 
 // CreateUser adds an account; for platform administrators.
 func (s *Service) CreateUser(ctx context.Context, n NewUser) (u User, err error) {
+	if n.Platform {
+		if err := s.fresh(ctx); err != nil {
+			return u, err
+		}
+	}
 	u, err = s.newUser(ctx, n)
 	if err != nil {
 		return u, err

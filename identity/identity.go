@@ -34,6 +34,8 @@ type Credential struct {
 	Kind      CredentialKind
 	ID        string    // of the credential within its kind; never a secret
 	ExpiresAt time.Time // zero if it does not expire
+
+	SecondFactor time.Time // when its holder last gave a second factor; zero: not with this credential
 }
 
 // CredentialKind is a kind of credential, as whoami and the device record show it.

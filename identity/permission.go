@@ -39,6 +39,7 @@ const (
 	AuditRead Need = "audit:read"
 	OrgRead   Need = "org:read"
 	OrgAdmin  Need = "org:admin"
+	OrgOwn    Need = "org:own"        // delete the organisation
 	Platform  Need = "platform:admin" // across organisations: backups, organisations, platform settings
 )
 
@@ -79,6 +80,7 @@ var granted = map[Need]Role{
 	AuditRead:         Admin,
 	OrgRead:           Viewer,
 	OrgAdmin:          Admin,
+	OrgOwn:            Owner,
 	Platform:          Operator,
 }
 

@@ -33,11 +33,33 @@ func (s *Server) adminPath() string { return filepath.Join(s.Config.Data, "admin
 
 // firstStart makes what there has to be before anybody can do anything.
 func (s *Server) firstStart(ctx context.Context) error {
-	return s.Accounts.EnsureFirst(ctx, func(f accounts.First) error {
+	err := s.Accounts.EnsureFirst(ctx, func(f accounts.First) error {
 		return writeJSON(s.adminPath(), adminFile{
 			URL: s.Config.PublicURL, CAFile: "ca.pem", APIKey: string(f.APIKey), Org: f.Org.ID,
 		}, 0o600)
 	})
+	if err != nil {
+		return err
+	}
+	return s.offerSetup(ctx)
+}
+
+// offerSetup writes the one-time link by which the first administrator gets an
+// address and a password to a file, as long as nobody can log in as one. It is
+// never logged: whoever reads logs is no administrator.
+func (s *Server) offerSetup(ctx context.Context) error {
+	path := filepath.Join(s.Config.Data, "setup-link")
+	key, err := s.Accounts.OfferSetup(ctx)
+	if err != nil {
+		return err
+	}
+	if key == nil {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("setup link: %w", err)
+		}
+		return nil
+	}
+	return writeFile(path, []byte(s.Config.PublicURL+"/setup#"+string(key)+"\n"), 0o600)
 }
 
 // noteURL puts where the server listens in admin.json, if that is there and no

@@ -45,8 +45,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildEvents,
 		s.buildAccounts,
 		s.buildPSK,
-		s.buildPKI,
-		// credentials, a line each: tokens, authsets, thingkeys
+		// credentials, a line each: pki, tokens, authsets, thingkeys
 
 		// transports, a line each: est, lwm2m
 		s.buildCoAP, // after those whose routes it mounts
@@ -58,28 +57,20 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	// The first method that knows a credential names it: what the session
 	// proved comes before what a request says.
 	s.Resolver = identity.Resolver{
-		s.PKI,
 		s.PSK,
 		s.Accounts,
 	}
-	if err := s.firstStart(ctx); err != nil {
-		return nil, err
-	}
-	return s, s.firstCAs(ctx)
+	return s, s.firstStart(ctx)
 }
 
 // Listen binds every listener.
 func (s *Server) Listen(ctx context.Context) error {
-	err := errors.Join(
+	return errors.Join(
 		s.listen(ctx, "https", s.Config.HTTPS.Listen, s.Handler(), s.tls.config()),
 		s.listen(ctx, "http", s.Config.HTTP.Listen, s.PlainHandler(), nil),
 		s.listen(ctx, "ops", s.Config.Ops.Listen, s.OpsHandler(), nil),
 		s.CoAP.Listen(ctx),
 	)
-	if at := s.Addresses()["http"]; at != "" {
-		s.setPublicHTTP(at)
-	}
-	return err
 }
 
 // buildDevices opens the trail and the device records everything else rests on.
@@ -95,8 +86,12 @@ func (s *Server) buildDevices(ctx context.Context) error {
 }
 
 // buildAccounts opens who may administer.
-func (s *Server) buildAccounts(context.Context) error {
-	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Config: accounts.Config{PublicURL: s.Config.PublicURL}}
+func (s *Server) buildAccounts(ctx context.Context) error {
+	secret, err := secretNamed(ctx, s.DB, s.box, loginSecret)
+	if err != nil {
+		return err
+	}
+	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Tokens: newSigner(secret), Config: accounts.Config{PublicURL: s.Config.PublicURL}}
 	s.Accounts.Start()
 	s.tasks = append(s.tasks, task{"accounts", s.Accounts.Run})
 	return nil

@@ -111,7 +111,7 @@ func (s *Server) authenticated(r route) echo.MiddlewareFunc {
 			return next
 		}
 		return func(c echo.Context) error {
-			if err := s.prove(c); err != nil {
+			if err := s.proveIn(c, r.org); err != nil {
 				return err
 			}
 			return next(c)
@@ -121,10 +121,20 @@ func (s *Server) authenticated(r route) echo.MiddlewareFunc {
 
 // prove resolves the caller of c and puts the actor in the request's context.
 // Handlers of public routes that have rules of their own call it when they need it.
-func (s *Server) prove(c echo.Context) error {
+func (s *Server) prove(c echo.Context) error { return s.proveIn(c, "") }
+
+// proveIn is prove for a request that acts in the organisation that the named
+// parameter of its path says, if param is not empty.
+func (s *Server) proveIn(c echo.Context, param string) error {
 	p, err := s.proof(c.Request())
 	if err != nil {
 		return err
+	}
+	if param != "" {
+		if p.Org != "" && p.Org != c.Param(param) {
+			return fault.New(fault.Invalid, "X-Org-ID names another organisation than the path; leave it out")
+		}
+		p.Org = c.Param(param)
 	}
 	ctx := c.Request().Context()
 	actor, err := s.Resolver.Resolve(ctx, p)

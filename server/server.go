@@ -24,7 +24,6 @@ import (
 	"keystead/devices"
 	"keystead/events"
 	"keystead/identity"
-	"keystead/pki"
 	"keystead/psk"
 	"keystead/seal"
 	"keystead/store"
@@ -41,7 +40,6 @@ type Server struct {
 	Devices  *devices.Service
 	Accounts *accounts.Service
 	CoAP     *coapgw.Gateway
-	PKI      *pki.Service
 	PSK      *psk.Service
 	Events   *events.Service
 	Resolver identity.Resolver // the methods of every credential, the same on every listener
@@ -54,7 +52,6 @@ type Server struct {
 	box       *seal.Box     // of the server's own secrets
 	tls       tlsIdentity
 	listeners []listener
-	closers   []func() error // of what rooms hold open, closed before the store
 	tasks     []task
 	conns     conns
 	ready     atomic.Bool
@@ -66,8 +63,9 @@ type route struct {
 	method, path string
 	need         identity.Need
 	handle       echo.HandlerFunc
-	body         int64 // most bytes of the request's body; 0 for maxBody
-	stream       bool  // takes or gives more than the time limits allow; sets its own
+	org          string // the parameter of the path that names the organisation to act in; "" where X-Org-ID does
+	body         int64  // most bytes of the request's body; 0 for maxBody
+	stream       bool   // takes or gives more than the time limits allow; sets its own
 
 	// wire writes error answers where a published API has a form of its own for
 	// them; nil for that of this server.
@@ -86,6 +84,9 @@ func (s *Server) routes() []route {
 		s.identityRoutes(),
 		s.pskRoutes(),
 		s.webhookRoutes(),
+		s.keyRoutes(),
+		s.userRoutes(),
+		s.orgRoutes(),
 		s.docRoutes(),
 	} {
 		all = append(all, table...)
@@ -105,7 +106,7 @@ func (s *Server) Routes() map[string]identity.Need {
 
 // PlainHandler returns what the plain HTTP listener serves: what is public and
 // signed, or needed before a client can trust anything.
-func (s *Server) PlainHandler() http.Handler { return s.mount(s.publicPKIRoutes()) }
+func (s *Server) PlainHandler() http.Handler { return s.mount(nil) }
 
 // OpsHandler returns what the operations listener serves.
 func (s *Server) OpsHandler() http.Handler {

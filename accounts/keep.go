@@ -1,5 +1,0 @@
-package accounts
-
-import "context"
-
-func (s *Service) sweep(ctx context.Context) error { return s.flushUses(ctx) }

@@ -1,0 +1,343 @@
+package accounts
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"keystead/fault"
+	"keystead/id"
+	"keystead/identity"
+	"keystead/seal"
+	"keystead/store"
+	"keystead/throttle"
+)
+
+// loginType is the typ header of login keys; no other token has it.
+const loginType = "login+jwt"
+
+// keyType is the number of a kind of key on the wire.
+type keyType int
+
+// The kinds of keys, as the wire numbers them.
+const (
+	loginKey keyType = iota
+	recoveryKey
+	apiKey
+)
+
+// loginClaims is what a login key says.
+type loginClaims struct {
+	Issuer   string  `json:"iss"`
+	Audience string  `json:"aud"`
+	Subject  string  `json:"sub"`
+	IssuerID string  `json:"issuer_id"` // the subject again, for clients that look there
+	Email    string  `json:"email,omitempty"`
+	Type     keyType `json:"type"`
+	ID       string  `json:"jti"`
+	Issued   int64   `json:"iat"`
+	NotYet   int64   `json:"nbf"`
+	Expires  int64   `json:"exp"`
+	Epoch    uint64  `json:"ep"`
+	Factor   int64   `json:"mfa_time,omitempty"` // when the second factor was given
+}
+
+// logins limits attempts to guess.
+type logins struct {
+	pair    throttle.Buckets // failures of one account from one address
+	address throttle.Buckets // failures from one address
+	account throttle.Buckets // failures of one account, from where it never logged in before
+	factor  throttle.Buckets // failures of an account's second factor
+	mail    throttle.Buckets // mails to one address
+	secret  throttle.Buckets // failures from one address, for tokens that cannot be guessed
+}
+
+func (l *logins) start(now func() time.Time) {
+	for b, limit := range map[*throttle.Buckets]struct {
+		burst  int
+		refill time.Duration
+	}{
+		&l.pair:    {10, time.Minute},
+		&l.address: {100, 6 * time.Second},
+		&l.account: {100, 36 * time.Second},
+		&l.factor:  {5, time.Minute},
+		&l.mail:    {3, 5 * time.Minute},
+		&l.secret:  {20, 3 * time.Second},
+	} {
+		b.Burst, b.Refill, b.Now = limit.burst, limit.refill, now
+	}
+}
+
+func tooMany(wait time.Duration) error {
+	return fault.Later(fault.TooMany, wait, "too many failed attempts; wait and try again")
+}
+
+// Attempt is what somebody offers to log in with.
+type Attempt struct {
+	Email    string
+	Password string
+	Code     string // of an authenticator app, or a recovery code; where a second factor is set up
+	From     netip.Addr
+}
+
+// ErrSecondFactor says that the password was right and a second factor is due.
+var ErrSecondFactor = fault.New(fault.Unauthenticated, "a second factor is needed: send the code of your authenticator app, or a recovery code, as \"code\"")
+
+// LogIn checks a password, and a second factor where one is set up. Whatever is
+// wrong with the account or the password, the answer is the same and takes as
+// long. Failures are counted per account and address; an account that is being
+// guessed at from everywhere still opens from where it was opened before.
+func (s *Service) LogIn(ctx context.Context, a Attempt) (User, time.Time, error) {
+	from := throttle.Prefix(a.From)
+	pair := canonical(a.Email) + "\x00" + from
+	if wait := max(s.logins.pair.Wait(pair), s.logins.address.Wait(from)); wait > 0 {
+		return User{}, time.Time{}, tooMany(wait)
+	}
+	u, err := s.userByEmail(ctx, a.Email)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return User{}, time.Time{}, err
+	}
+	known := slices.Contains(u.KnownFrom, placeMark(u.ID, from))
+	if wait := s.logins.account.Wait(canonical(a.Email)); wait > 0 && !known {
+		return User{}, time.Time{}, tooMany(wait)
+	}
+	ok, err := s.hashes.matches(ctx, a.Password, u.Password)
+	if err != nil {
+		return User{}, time.Time{}, err
+	}
+	if !ok || u.Status != Enabled {
+		s.logins.pair.Spend(pair)
+		s.logins.address.Spend(from)
+		if !known {
+			s.logins.account.Spend(canonical(a.Email))
+		}
+		return User{}, time.Time{}, ErrUnauthenticated
+	}
+	var factor time.Time
+	if u.Factors {
+		if err := s.checkCode(ctx, u, a.Code); err != nil {
+			return User{}, time.Time{}, err
+		}
+		factor = s.Now()
+	}
+	s.logins.pair.Forget(pair)
+	return u, factor, s.loggedIn(ctx, u, from)
+}
+
+// placeMark is how an account remembers an address without keeping it.
+func placeMark(user, from string) string {
+	h := sha256.Sum256([]byte(user + "\x00" + from))
+	return hex.EncodeToString(h[:12])
+}
+
+// keepPlaces is how many places an account remembers.
+const keepPlaces = 8
+
+// loggedIn writes the trail, and remembers the place.
+func (s *Service) loggedIn(ctx context.Context, u User, from string) error {
+	actor := identity.Actor{Kind: identity.User, ID: u.ID, Org: u.HomeOrg}
+	ctx = identity.NewContext(ctx, actor)
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		mark := placeMark(u.ID, from)
+		if !slices.Contains(u.KnownFrom, mark) {
+			_, err := userTable.Update(tx, u.ID, func(u *User) error {
+				u.KnownFrom = append(slices.Clone(u.KnownFrom), mark)
+				u.KnownFrom = u.KnownFrom[max(0, len(u.KnownFrom)-keepPlaces):]
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return s.note(ctx, tx, u.HomeOrg, "user.login", u.ID, map[string]string{"from": from})
+	})
+}
+
+func (s *Service) userByEmail(ctx context.Context, email string) (u User, err error) {
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		u, err = userTable.GetBy(tx, "email", store.TermOf(canonical(email)))
+		return err
+	})
+	return u, err
+}
+
+// LoginKey returns a new login key of a user who has just logged in.
+func (s *Service) LoginKey(ctx context.Context, u User, factor time.Time) (text string, expires time.Time, err error) {
+	now := s.Now().UTC()
+	expires = now.Add(s.Config.LoginTTL).Truncate(time.Second)
+	c := loginClaims{
+		Issuer: s.issuer(), Audience: "api", Subject: u.ID, IssuerID: u.ID, Email: u.Email, Type: loginKey,
+		ID: id.New(now), Issued: now.Unix(), NotYet: now.Unix(), Expires: expires.Unix(), Epoch: u.Epoch,
+	}
+	if !factor.IsZero() {
+		c.Factor = factor.Unix()
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "", expires, fmt.Errorf("accounts: login key: %w", err)
+	}
+	text, err = s.Tokens.Sign(ctx, loginType, b)
+	return text, expires, err
+}
+
+func (s *Service) issuer() string {
+	if s.Config.Issuer != "" {
+		return s.Config.Issuer
+	}
+	return s.Config.PublicURL
+}
+
+// verifyLogin returns the principal of a login key's claims.
+func (s *Service) verifyLogin(tx store.Tx, claims []byte, org string) (principal, error) {
+	var c loginClaims
+	if err := json.Unmarshal(claims, &c); err != nil {
+		return principal{}, ErrUnauthenticated
+	}
+	now := s.Now().Unix()
+	if c.Type != loginKey || c.Audience != "api" || c.Issuer != s.issuer() || c.Expires == 0 || now >= c.Expires || now+30 < c.NotYet {
+		return principal{}, fault.New(fault.Unauthenticated, "the login key has expired or is none; log in again")
+	}
+	u, err := s.alive(tx, c.Subject)
+	if err != nil {
+		return principal{}, err
+	}
+	if u.Epoch != c.Epoch {
+		return principal{}, fault.New(fault.Unauthenticated, "the login key was ended; log in again")
+	}
+	a, err := s.actor(tx, u, "", org)
+	a.Credential = identity.Credential{Kind: identity.LoginKey, ID: c.ID, ExpiresAt: time.Unix(c.Expires, 0).UTC()}
+	if c.Factor != 0 {
+		a.Credential.SecondFactor = time.Unix(c.Factor, 0).UTC()
+	}
+	return principal{actor: a}, err
+}
+
+// session is a browser that somebody has logged in with.
+type session struct {
+	ID      string    `cbor:"id"`
+	User    string    `cbor:"user"`
+	Hash    []byte    `cbor:"hash"`
+	Epoch   uint64    `cbor:"epoch"` // of the user when it began
+	Factor  time.Time `cbor:"factor,omitzero"`
+	Created time.Time `cbor:"created"`
+	Expires time.Time `cbor:"expires"`
+}
+
+var sessionTable = store.NewTable("session",
+	store.Index[session]{Name: "user", Terms: func(x session) []store.Term { return store.Terms(x.User) }},
+	store.Index[session]{Name: "expires", Terms: func(x session) []store.Term { return store.Terms(x.Expires.UTC().Format(time.RFC3339)) }},
+)
+
+const (
+	sessionKind = "session"
+	sessionTTL  = 12 * time.Hour
+)
+
+// OpenSession returns the value of a cookie for a user who has just logged in.
+func (s *Service) OpenSession(ctx context.Context, u User, factor time.Time) (seal.Secret, time.Time, error) {
+	now := s.Now().UTC()
+	t := seal.NewTicket(sessionKind, id.New(now))
+	x := session{ID: t.ID, User: u.ID, Hash: t.Hash(), Epoch: u.Epoch, Factor: factor, Created: now, Expires: now.Add(sessionTTL)}
+	err := s.DB.Update(ctx, func(tx store.Tx) error { return sessionTable.Insert(tx, x.ID, x) })
+	return t.Text(), x.Expires, err
+}
+
+// CloseSession ends the session the actor came by.
+func (s *Service) CloseSession(ctx context.Context) error {
+	a := identity.FromContext(ctx)
+	if a.Credential.Kind != identity.Session {
+		return nil
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		s.moved(tx)
+		_, err := sessionTable.Delete(tx, a.Credential.ID)
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		return err
+	})
+}
+
+func (s *Service) verifySession(tx store.Tx, t seal.Ticket, org string) (principal, error) {
+	x, err := sessionTable.Get(tx, t.ID)
+	if fault.Is(err, fault.NotFound) || err == nil && !t.Matches(x.Hash) {
+		return principal{}, ErrUnauthenticated
+	}
+	if err != nil {
+		return principal{}, err
+	}
+	u, err := s.alive(tx, x.User)
+	if err != nil {
+		return principal{}, err
+	}
+	if u.Epoch != x.Epoch {
+		return principal{}, ErrUnauthenticated
+	}
+	a, err := s.actor(tx, u, "", org)
+	a.Credential = identity.Credential{Kind: identity.Session, ID: x.ID, ExpiresAt: x.Expires, SecondFactor: x.Factor}
+	return principal{actor: a}, err
+}
+
+// freshFor is how long a second factor counts as fresh.
+const freshFor = 10 * time.Minute
+
+// ErrStale asks for a second factor again.
+var ErrStale = fault.New(fault.Forbidden, "this needs a fresh second factor: log in again with one and repeat within ten minutes")
+
+// fresh refuses an actor that has a second factor and has not given it lately.
+func (s *Service) fresh(ctx context.Context) error {
+	a := identity.FromContext(ctx)
+	if a.Kind != identity.User {
+		return nil
+	}
+	return s.DB.View(ctx, func(tx store.Tx) error {
+		u, err := userTable.Get(tx, a.ID)
+		if fault.Is(err, fault.NotFound) {
+			return nil // an OAuth client, which has no second factor
+		}
+		if err != nil {
+			return err
+		}
+		if u.Factors && s.Now().Sub(a.Credential.SecondFactor) > freshFor {
+			return ErrStale
+		}
+		return nil
+	})
+}
+
+// sweep does what has to be done from time to time.
+func (s *Service) sweep(ctx context.Context) error {
+	if err := s.flushUses(ctx); err != nil {
+		return err
+	}
+	now := s.Now().UTC()
+	var over []string
+	for x, err := range sessionTable.All(ctx, s.DB, "expires", "") {
+		if err != nil {
+			return err
+		}
+		if x.Expires.After(now) {
+			break
+		}
+		over = append(over, x.ID)
+	}
+	for batch := range slices.Chunk(over, store.MaxScan) {
+		err := s.DB.Update(ctx, func(tx store.Tx) error {
+			for _, key := range batch {
+				if _, err := sessionTable.Delete(tx, key); err != nil && !fault.Is(err, fault.NotFound) {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
