@@ -19,7 +19,10 @@ require (
 	golang.org/x/sync v0.24.0
 )
 
-require github.com/hanwen/go-fuse/v2 v2.12.1
+require (
+	github.com/golang-jwt/jwt/v5 v5.3.1
+	github.com/hanwen/go-fuse/v2 v2.12.1
+)
 
 require (
 	github.com/fsnotify/fsnotify v1.9.0 // indirect

@@ -1,0 +1,152 @@
+// Package tokens owns the signing keys and makes and checks the tokens (JWT, RFC
+// 7519) they sign: for devices, for people who are logged in, for OAuth clients.
+//
+// Each kind of token has a type and an audience of its own, so that none passes
+// for another (RFC 8725, 3.11 and 3.12). A token that verifies was made here and
+// has not expired; whether what it speaks of still holds is for the room that
+// made it to say, from its record: by the token's id, or its epoch.
+package tokens
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"keystead/audit"
+	"keystead/fault"
+	"keystead/id"
+	"keystead/seal"
+	"keystead/store"
+)
+
+// Kind is a kind of token.
+type Kind struct {
+	Type     string // the "typ" header (RFC 8725, 3.11)
+	Audience string // the "aud" claim
+}
+
+// The kinds.
+var (
+	Device   = Kind{"device+jwt", "device"}     // of a device whose auth set is accepted
+	Login    = Kind{"login+jwt", "api"}         // of a user for a while
+	Recovery = Kind{"recovery+jwt", "recovery"} // of a user, to set a new password once
+	Access   = Kind{"at+jwt", "api"}            // of an OAuth client (RFC 9068)
+	Identity = Kind{"id+jwt", ""}               // OpenID Connect ID token; the audience is the client
+)
+
+// Config is what an operator may choose.
+type Config struct {
+	Issuer      string        `mapstructure:"issuer"`       // the "iss" claim; the public URL if empty
+	Algorithm   Algorithm     `mapstructure:"algorithm"`    // of new keys: EdDSA, ES256 or RS256
+	RotateEvery time.Duration `mapstructure:"rotate_every"` // 0 for by command only
+	MaxTTL      time.Duration `mapstructure:"max_ttl"`      // longest life of any token; how long old keys verify
+}
+
+// DefaultConfig is what an empty configuration gives.
+func DefaultConfig() Config {
+	return Config{Algorithm: EdDSA, RotateEvery: 90 * 24 * time.Hour, MaxTTL: 7 * 24 * time.Hour}
+}
+
+// Limits on tokens.
+const (
+	maxToken = 8 << 10          // bytes of a token that is looked at
+	leeway   = 30 * time.Second // how far clocks may be apart
+)
+
+// Service makes and checks tokens. Fill in the exported fields, then call Start.
+type Service struct {
+	DB     store.Engine
+	Audit  *audit.Log
+	Box    *seal.Box
+	Now    func() time.Time
+	Config Config
+
+	ring     atomic.Pointer[ring]
+	verified cache
+}
+
+// Start loads the signing keys, and makes the first ones if there are none.
+func (s *Service) Start(ctx context.Context) error {
+	if err := s.ensure(ctx); err != nil {
+		return err
+	}
+	return s.reload(ctx)
+}
+
+// Token is a token that was verified.
+type Token struct {
+	Kind      Kind
+	ID        string // "jti"
+	Subject   string
+	Org       string // "org": the organisation it was made in
+	Epoch     uint64 // "ep": of what its record counts
+	IssuedAt  time.Time
+	ExpiresAt time.Time
+
+	claims jwt.MapClaims
+}
+
+// String returns a claim that is a text, "" if it is not there or something else.
+func (t Token) String(claim string) string {
+	v, _ := t.claims[claim].(string)
+	return v
+}
+
+// Claim returns a claim as JSON decodes it, nil if it is not there.
+func (t Token) Claim(name string) any { return t.claims[name] }
+
+// New is what a token is made from.
+type New struct {
+	Subject string
+	Org     string
+	Epoch   uint64
+	TTL     time.Duration  // at most Config.MaxTTL
+	ID      string         // made if it is empty
+	Extra   map[string]any // further claims, none of those above
+	// Audience stands in for the kind's where that is empty.
+	Audience string
+}
+
+// Issue makes a token of the given kind, signed by the active key, and returns
+// it with what it says.
+func (s *Service) Issue(k Kind, n New) (string, Token, error) {
+	ring := s.ring.Load()
+	now := s.Now().UTC().Truncate(time.Second)
+	t := Token{
+		Kind: k, ID: n.ID, Subject: n.Subject, Org: n.Org, Epoch: n.Epoch,
+		IssuedAt: now, ExpiresAt: now.Add(min(n.TTL, s.Config.MaxTTL)), claims: jwt.MapClaims{},
+	}
+	if t.ID == "" {
+		t.ID = id.New(s.Now())
+	}
+	for name, v := range n.Extra {
+		t.claims[name] = v
+	}
+	audience := k.Audience
+	if audience == "" {
+		audience = n.Audience
+	}
+	t.claims["iss"], t.claims["aud"], t.claims["sub"], t.claims["jti"] = s.Config.Issuer, audience, t.Subject, t.ID
+	t.claims["iat"], t.claims["nbf"], t.claims["exp"] = t.IssuedAt.Unix(), t.IssuedAt.Unix(), t.ExpiresAt.Unix()
+	if t.Org != "" {
+		t.claims["org"] = t.Org
+	}
+	if t.Epoch != 0 {
+		t.claims["ep"] = t.Epoch
+	}
+	token := jwt.NewWithClaims(ring.active.Alg.method(), t.claims)
+	token.Header["typ"], token.Header["kid"] = k.Type, ring.active.ID
+	text, err := token.SignedString(ring.active.private)
+	if err != nil {
+		return "", t, fault.Wrap(fault.Internal, err, "sign a token")
+	}
+	return text, t, nil
+}
+
+// errToken is the one answer to a token that does not verify. Which of the many
+// reasons it was helps only who made it up; Verify wraps it for the log.
+func errToken(why error) error {
+	return fault.Wrap(fault.Unauthenticated, why, "the token is not valid, or has expired; get a new one")
+}

@@ -1,0 +1,260 @@
+package tokens
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// Verify returns what a token says, if this server made it, it is of one of the
+// given kinds, and now is in its time. Anything else is Unauthenticated.
+func (s *Service) Verify(text string, kinds ...Kind) (Token, error) {
+	slot := sha256.Sum256([]byte(text))
+	t, ok := s.verified.get(slot)
+	if !ok {
+		var err error
+		if t, err = s.check(text); err != nil {
+			return Token{}, errToken(err)
+		}
+		s.verified.put(slot, t)
+	}
+	now := s.Now()
+	switch {
+	case !slices.Contains(kinds, t.Kind):
+		return Token{}, errToken(fmt.Errorf("a token of type %s, not of %v", t.Kind.Type, kinds))
+	case !now.Before(t.ExpiresAt):
+		return Token{}, errToken(fmt.Errorf("it expired at %v", t.ExpiresAt))
+	case now.Add(leeway).Before(t.IssuedAt):
+		return Token{}, errToken(fmt.Errorf("it is from the future, %v", t.IssuedAt))
+	}
+	return t, nil
+}
+
+// Looks reports whether text has the form of a token, so that a method of the
+// resolver can say that it is another's.
+func Looks(text string) bool { return strings.Count(text, ".") == 2 && strings.HasPrefix(text, "ey") }
+
+// kidForm is what the name of a key looks like; it is only ever looked up.
+var kidForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// header is all that a token's header may hold. Keys, and pointers to keys, that
+// a token brings along (jwk, jku, x5c, x5u) are no fields of it, and so refused.
+type header struct {
+	Alg  Algorithm `json:"alg"`
+	Type string    `json:"typ"`
+	Kid  string    `json:"kid"`
+}
+
+// check does all that does not depend on the time of day.
+func (s *Service) check(text string) (Token, error) {
+	if len(text) > maxToken {
+		return Token{}, errors.New("it is too long")
+	}
+	head, rest, _ := strings.Cut(text, ".")
+	body, _, ok := strings.Cut(rest, ".")
+	if !ok {
+		return Token{}, errors.New("it has not three parts")
+	}
+	var h header
+	if err := strict(head, &h); err != nil {
+		return Token{}, fmt.Errorf("header: %w", err)
+	}
+	var claims map[string]any
+	if err := strict(body, &claims); err != nil {
+		return Token{}, fmt.Errorf("claims: %w", err)
+	}
+	if !kidForm.MatchString(h.Kid) {
+		return Token{}, errors.New("its key has no proper name")
+	}
+	key, ok := s.ring.Load().byID[h.Kid]
+	if !ok || key.Alg != h.Alg {
+		return Token{}, errors.New("no such key, or not of this algorithm")
+	}
+	kind, err := kindOf(h.Type, claims)
+	if err != nil {
+		return Token{}, err
+	}
+	parsed := jwt.MapClaims{}
+	if _, err := jwt.NewParser(
+		jwt.WithValidMethods([]string{string(key.Alg)}), jwt.WithIssuer(s.Config.Issuer), jwt.WithStrictDecoding(),
+		jwt.WithExpirationRequired(), jwt.WithNotBeforeRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(leeway), jwt.WithTimeFunc(s.Now),
+	).ParseWithClaims(text, parsed, func(*jwt.Token) (any, error) { return key.public, nil }); err != nil {
+		return Token{}, err
+	}
+	return token(kind, parsed)
+}
+
+// kindOf finds the kind of a token by its type, and holds its audience to it.
+func kindOf(kind string, claims map[string]any) (Kind, error) {
+	audience, ok := claims["aud"].(string)
+	if !ok || audience == "" {
+		return Kind{}, errors.New("its audience is not one text")
+	}
+	for _, k := range []Kind{Device, Login, Recovery, Access, Identity} {
+		if k.Type == kind && (k.Audience == audience || k.Audience == "") {
+			return k, nil
+		}
+	}
+	return Kind{}, fmt.Errorf("type %q with audience %q is no kind of token", kind, audience)
+}
+
+func token(k Kind, claims jwt.MapClaims) (Token, error) {
+	t := Token{Kind: k, claims: claims}
+	var err error
+	if t.Subject, err = claims.GetSubject(); err != nil || t.Subject == "" {
+		return t, errors.New("it has no subject")
+	}
+	if t.ID = t.String("jti"); t.ID == "" {
+		return t, errors.New("it has no id")
+	}
+	t.Org = t.String("org")
+	if epoch, ok := claims["ep"].(float64); ok && epoch > 0 {
+		t.Epoch = uint64(epoch)
+	}
+	expires, err := claims.GetExpirationTime()
+	if err != nil {
+		return t, err
+	}
+	issued, err := claims.GetIssuedAt()
+	if err != nil || issued == nil {
+		return t, errors.New("it does not say when it was made")
+	}
+	t.ExpiresAt, t.IssuedAt = expires.Time, issued.Time
+	return t, nil
+}
+
+// strict decodes a part of a token into v: base64url without padding of one JSON
+// object that names nothing twice, at any depth, and whose times are integers.
+func strict(part string, v any) error {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(part)
+	if err != nil {
+		return err
+	}
+	if err := once(b); err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if claims, ok := v.(*map[string]any); ok {
+		for _, name := range []string{"exp", "nbf", "iat"} {
+			if at, ok := (*claims)[name].(float64); !ok || at != float64(int64(at)) || at < 0 || at > 1<<40 {
+				return fmt.Errorf("%s is not a time in whole seconds", name)
+			}
+		}
+	}
+	return nil
+}
+
+// maxDepth is how deep the claims of a token may be nested.
+const maxDepth = 8
+
+// once refuses JSON that is not one object, is nested deeper than maxDepth, or
+// in which an object names something twice: two readers would see two things.
+func once(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errors.New("it is not a JSON object")
+	}
+	type level struct {
+		names map[string]bool // nil in an array
+		value bool            // a value comes next, not a name
+	}
+	levels := []level{{names: map[string]bool{}}}
+	for len(levels) > 0 {
+		t, err := d.Token()
+		if err != nil {
+			return err
+		}
+		in := &levels[len(levels)-1]
+		switch t := t.(type) {
+		case json.Delim:
+			switch t {
+			case '{', '[':
+				in.value = false
+				if len(levels) == maxDepth {
+					return errors.New("it is nested too deep")
+				}
+				next := level{}
+				if t == '{' {
+					next.names = map[string]bool{}
+				}
+				levels = append(levels, next)
+			default:
+				levels = levels[:len(levels)-1]
+			}
+			continue
+		case string:
+			if in.names != nil && !in.value {
+				if in.names[t] {
+					return fmt.Errorf("%q is there twice", t)
+				}
+				in.names[t], in.value = true, true
+				continue
+			}
+		}
+		in.value = false
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows the object")
+	}
+	return nil
+}
+
+// cache remembers tokens whose signature was checked, by their hash: a check of
+// a signature costs a hundred times a look-up. What may change is checked again
+// at every use.
+type cache struct {
+	mu    sync.RWMutex
+	known map[[sha256.Size]byte]Token
+}
+
+const maxVerified = 50_000
+
+func (c *cache) get(slot [sha256.Size]byte) (Token, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	t, ok := c.known[slot]
+	return t, ok
+}
+
+func (c *cache) put(slot [sha256.Size]byte, t Token) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known == nil {
+		c.known = map[[sha256.Size]byte]Token{}
+	}
+	for old := range c.known { // any one; the order of a map is as good as another
+		if len(c.known) < maxVerified {
+			break
+		}
+		delete(c.known, old)
+	}
+	c.known[slot] = t
+}
+
+func (c *cache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known = nil
+}
+
+func sortKeys(list []Key) {
+	slices.SortFunc(list, func(a, b Key) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), strings.Compare(string(b.State), string(a.State)), strings.Compare(a.ID, b.ID))
+	})
+}
