@@ -41,6 +41,7 @@ in flight end; a second one does not wait.`,
 			if err != nil {
 				return serving(err)
 			}
+			s.Version = thisVersion().Version
 			if err := s.Listen(cmd.Context()); err != nil {
 				s.Close()
 				return serving(err)

@@ -34,8 +34,13 @@ func (s *Server) adminPath() string { return filepath.Join(s.Config.Data, "admin
 // firstStart makes what there has to be before anybody can do anything.
 func (s *Server) firstStart(ctx context.Context) error {
 	err := s.Accounts.EnsureFirst(ctx, func(f accounts.First) error {
+		platform, secret, err := s.AccessKeys.ReplacePlatform(ctx)
+		if err != nil {
+			return err
+		}
 		return writeJSON(s.adminPath(), adminFile{
 			URL: s.Config.PublicURL, CAFile: "ca.pem", APIKey: string(f.APIKey), Org: f.Org.ID,
+			AccessKey: &accessKey{Key: platform.Key, Secret: string(secret)},
 		}, 0o600)
 	})
 	if err != nil {

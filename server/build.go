@@ -44,6 +44,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildDevices,
 		s.buildEvents,
 		s.buildAccounts,
+		s.buildAccessKeys,
 		s.buildPSK,
 		// credentials, a line each: pki, tokens, authsets, thingkeys
 
@@ -58,6 +59,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	// proved comes before what a request says.
 	s.Resolver = identity.Resolver{
 		s.PSK,
+		s.AccessKeys,
 		s.Accounts,
 	}
 	return s, s.firstStart(ctx)

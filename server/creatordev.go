@@ -231,6 +231,15 @@ func bindCreator(c echo.Context, v any) (bool, error) {
 
 var errCreatorMedia = fault.New(fault.Unsupported, "send the body as application/json or application/xml, or as a vendor type that ends in +json or +xml")
 
+// mustBindCreator is bindCreator for requests that need a body.
+func mustBindCreator(c echo.Context, v any) error {
+	present, err := bindCreator(c, v)
+	if err == nil && !present {
+		return fault.New(fault.Invalid, "the request needs a body")
+	}
+	return err
+}
+
 // creatorURL returns the absolute link to a path of this server, under the name
 // the client called it by.
 func creatorURL(c echo.Context, elem ...string) string {

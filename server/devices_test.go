@@ -88,7 +88,7 @@ func TestBadDeviceRequestsSayWhatToDo(t *testing.T) {
 		says               string
 	}{
 		{"wrong type", "POST", "/api/v1/devices", map[string]any{"name": 7}, 400, "must be of type string"},
-		{"unknown field", "POST", "/api/v1/devices", map[string]any{"name": "x"}, 400, `"name"`},
+		{"unknown field", "POST", "/api/v1/devices", map[string]any{"height": "x"}, 400, `"height"`},
 		{"long name", "POST", "/api/v1/devices", map[string]any{"name": strings.Repeat("x", 300)}, 400, "too long"},
 		{"no such device", "GET", "/api/v1/devices/nobody", nil, 404, "no such device"},
 		{"no such state", "GET", "/api/v1/devices?state=asleep", nil, 400, "active, suspended or decommissioned"},

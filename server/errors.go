@@ -96,6 +96,9 @@ func (s *Server) problem(err error) (int, problem) {
 	if e, ok := errors.AsType[*fault.Error](err); ok {
 		return statuses[e.Kind], problem{Error: fault.Message(e), Code: e.Kind.String(), Fields: e.Fields}
 	}
+	if e, ok := errors.AsType[*oauthError](err); ok {
+		return e.status, problem{Error: e.description, Code: e.code}
+	}
 	if e, ok := errors.AsType[*echo.HTTPError](err); ok { // the router's own
 		switch e.Code {
 		case http.StatusNotFound:

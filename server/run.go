@@ -179,3 +179,25 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 	}
 	return nil
 }
+
+// sweepEvery is how often what has ended is cleared away.
+const sweepEvery = 10 * time.Minute
+
+// every has work run at intervals, with the time, as long as the server does.
+// Its errors are logged: the next turn may go better.
+func (s *Server) every(name string, interval time.Duration, work func(context.Context, time.Time) error) {
+	s.tasks = append(s.tasks, task{name, func(ctx context.Context) error {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-ticker.C:
+			}
+			if err := work(ctx, s.Now()); err != nil && ctx.Err() == nil {
+				s.Log.LogAttrs(ctx, slog.LevelError, "periodic work failed", slog.String("task", name), slog.Any("error", err))
+			}
+		}
+	}})
+}

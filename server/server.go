@@ -17,6 +17,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"keystead/accesskeys"
 	"keystead/accounts"
 	"keystead/audit"
 	"keystead/coapgw"
@@ -32,17 +33,19 @@ import (
 // Server is the assembled product. Its fields are the rooms it is made of; see
 // Build for how they are filled.
 type Server struct {
-	Config   config.Config
-	Log      *slog.Logger
-	Now      func() time.Time
-	DB       store.Engine
-	Audit    *audit.Log
-	Devices  *devices.Service
-	Accounts *accounts.Service
-	CoAP     *coapgw.Gateway
-	PSK      *psk.Service
-	Events   *events.Service
-	Resolver identity.Resolver // the methods of every credential, the same on every listener
+	Version    string // of the program
+	Config     config.Config
+	Log        *slog.Logger
+	Now        func() time.Time
+	DB         store.Engine
+	Audit      *audit.Log
+	Devices    *devices.Service
+	Accounts   *accounts.Service
+	CoAP       *coapgw.Gateway
+	AccessKeys *accesskeys.Service
+	PSK        *psk.Service
+	Events     *events.Service
+	Resolver   identity.Resolver // the methods of every credential, the same on every listener
 
 	// ClientAddr says where a request comes from; forwarded addresses count
 	// from trusted proxies only.
@@ -81,6 +84,9 @@ func (s *Server) routes() []route {
 	for _, table := range [][]route{
 		s.whoamiRoutes(),
 		s.deviceRoutes(),
+		s.entryRoutes(),
+		s.oauthRoutes(),
+		s.accessKeyRoutes(),
 		s.identityRoutes(),
 		s.pskRoutes(),
 		s.webhookRoutes(),
