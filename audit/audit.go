@@ -1,18 +1,29 @@
 // Package audit keeps the trail of what was changed, by whom: records written in
 // the transaction of the change they tell of, chained by a keyed MAC so that a
 // record that was changed, removed, moved or cut off is found.
+//
+// Who has the key, or can put back an older copy of the whole database, can make
+// a trail that looks right. Checkpoints are against that: signed statements of
+// how far the trail went, which are worth what the place they are kept in is
+// worth. One on the same disk shows an accident; one in a log that was shipped
+// elsewhere shows an attack.
 package audit
 
 import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"keystead/fault"
 	"keystead/identity"
-	"keystead/page"
 	"keystead/seal"
 	"keystead/store"
 )
@@ -47,11 +58,20 @@ type Actor struct {
 	Credential identity.CredentialKind `cbor:"cred,omitempty" json:"credential,omitempty"`
 }
 
-// head is where the chain stands.
-type head struct {
-	Seq uint64 `cbor:"seq"`
-	MAC []byte `cbor:"mac"`
+// end is one end of the chain: the number and the MAC of the last record, or of
+// the last that was dropped before the first. Auth is over both, so that nobody
+// without the key can say that the trail ends elsewhere.
+type end struct {
+	Seq  uint64 `cbor:"seq"`
+	MAC  []byte `cbor:"mac"`
+	Auth []byte `cbor:"auth"`
 }
+
+// The ends, by their keys, which are also what Auth begins with.
+const (
+	head = "head"
+	tail = "tail"
+)
 
 var (
 	records = store.NewTable("audit record",
@@ -62,72 +82,155 @@ var (
 			}
 			return store.Terms(r.Org, r.Device)
 		}})
-	heads = store.NewTable[head]("audit head")
+	ends = store.NewTable[end]("audit end")
 )
 
-// Log is the trail.
+// Limits on what an entry may hold: much of it comes from devices. What is
+// longer is cut.
+const (
+	maxText   = 512
+	maxDetail = 32
+)
+
+// Log is the trail. Its zero settings are good; see Config.
 type Log struct {
-	DB  store.Engine
-	Key seal.Secret // of the chain's MAC, 32 bytes
-	Now func() time.Time
+	DB     store.Engine
+	Key    seal.Secret // of the chain's MAC, 32 bytes
+	Now    func() time.Time
+	Config Config
+
+	// Publish takes checkpoints to where they are kept.
+	Publish func(Checkpoint) error
+
+	written  atomic.Uint64 // the number of the last record, as far as this process knows
+	failures failures
+
+	mu        sync.Mutex // held by what walks the trail or changes its ends
+	published Checkpoint // the last one
+	swept     time.Time
+}
+
+// Config is how the trail is kept.
+type Config struct {
+	Keep      time.Duration // how long records are kept; 0 for ever
+	Every     uint64        // a checkpoint after so many records; 0 for 1000
+	Interval  time.Duration // and at least so often, if there was any; 0 for an hour
+	PerMinute int           // failed proofs recorded one by one, a minute; 0 for 20
+}
+
+func (c Config) every() uint64 {
+	if c.Every == 0 {
+		return 1000
+	}
+	return c.Every
+}
+
+func (c Config) interval() time.Duration {
+	if c.Interval == 0 {
+		return time.Hour
+	}
+	return c.Interval
 }
 
 // Append adds e to the trail in the transaction of the change it tells of, so
 // that neither is ever there without the other. Actor, organisation and request
 // id come from ctx.
 func (l *Log) Append(ctx context.Context, tx store.Tx, e Entry) error {
-	h, err := l.head(tx)
+	last, err := l.end(tx, head)
 	if err != nil {
 		return err
 	}
 	a := identity.FromContext(ctx)
 	r := Record{
-		Seq: h.Seq + 1, At: l.Now().UTC(), Org: e.Org, Action: e.Action, Target: e.Target, Device: e.Device,
-		Actor:     Actor{Kind: a.Kind, ID: a.ID, Credential: a.Credential.Kind},
-		RequestID: identity.RequestID(ctx), Detail: e.Detail,
+		Seq: last.Seq + 1, At: l.Now().UTC(), Org: clean(e.Org), Action: clean(e.Action), Target: clean(e.Target), Device: clean(e.Device),
+		Actor:     Actor{Kind: a.Kind, ID: clean(a.ID), Credential: a.Credential.Kind},
+		RequestID: clean(identity.RequestID(ctx)), Detail: cleanAll(e.Detail),
 	}
 	if r.Org == "" {
 		r.Org = a.Org
 	}
-	if r.MAC, err = l.mac(r, h.MAC); err != nil {
+	if r.MAC, err = l.mac(r, last.MAC); err != nil {
 		return err
 	}
 	if err := records.Insert(tx, key(r.Seq), r); err != nil {
 		return err
 	}
-	return heads.Set(tx, "head", head{Seq: r.Seq, MAC: r.MAC})
+	tx.OnCommit(func() { raise(&l.written, r.Seq) })
+	return l.setEnd(tx, head, r.Seq, r.MAC)
 }
 
-// List returns a page of the trail of the actor's organisation, oldest first;
-// of one device if device is not empty.
-func (l *Log) List(ctx context.Context, device string, r page.Request) (p page.Page[Record], err error) {
-	index, term := "org", store.TermOf(identity.OrgOf(ctx))
-	if device != "" {
-		index, term = "device", store.TermOf(identity.OrgOf(ctx), device)
+// clean is text as a record may hold it: short, and text.
+func clean(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText] + "…"
 	}
-	err = l.DB.View(ctx, func(tx store.Tx) error {
-		p, err = records.PageBy(tx, index, term, r)
-		return err
-	})
-	return p, err
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-func (l *Log) head(tx store.Tx) (head, error) {
-	h, err := heads.Get(tx, "head")
-	if isMissing(err) {
-		return head{}, nil
+func cleanAll(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
 	}
-	return h, err
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		if len(out) == maxDetail {
+			break
+		}
+		out[clean(k)] = clean(v)
+	}
+	return out
+}
+
+// raise brings n up to v; commits may be told of in any order.
+func raise(n *atomic.Uint64, v uint64) {
+	for {
+		old := n.Load()
+		if old >= v || n.CompareAndSwap(old, v) {
+			return
+		}
+	}
+}
+
+// end returns an end of the chain, the zero one if nothing was ever there.
+func (l *Log) end(tx store.Tx, which string) (end, error) {
+	e, err := ends.Get(tx, which)
+	if fault.Is(err, fault.NotFound) {
+		return end{}, nil
+	}
+	if err != nil {
+		return end{}, err
+	}
+	if !hmac.Equal(e.Auth, l.auth(which, e)) {
+		return end{}, fmt.Errorf("%w: where its %s is was changed", ErrTampered, which)
+	}
+	return e, nil
+}
+
+func (l *Log) setEnd(tx store.Tx, which string, seq uint64, mac []byte) error {
+	e := end{Seq: seq, MAC: mac}
+	e.Auth = l.auth(which, e)
+	return ends.Set(tx, which, e)
+}
+
+func (l *Log) auth(which string, e end) []byte {
+	m := hmac.New(sha256.New, l.Key)
+	m.Write(binary.BigEndian.AppendUint64([]byte(which+"\x00"), e.Seq))
+	m.Write(e.MAC)
+	return m.Sum(nil)
 }
 
 // mac is over the record without its MAC, and the MAC of the record before.
 func (l *Log) mac(r Record, before []byte) ([]byte, error) {
 	r.MAC = nil
-	b, err := json.Marshal(r) // the same bytes for the same record: struct order, sorted maps
+	// The same bytes for the same record: fields in the order of the struct,
+	// sorted maps. A field added later must have omitempty, or old records no
+	// longer verify.
+	b, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
 	m := hmac.New(sha256.New, l.Key)
+	m.Write([]byte("record\x00"))
 	m.Write(b)
 	m.Write(before)
 	return m.Sum(nil), nil
@@ -135,3 +238,6 @@ func (l *Log) mac(r Record, before []byte) ([]byte, error) {
 
 // key sorts records by number.
 func key(seq uint64) string { return fmt.Sprintf("%016x", seq) }
+
+// ErrTampered is in the tree of an error about a trail that is not what was written.
+var ErrTampered = errors.New("audit: the trail is not what was written")

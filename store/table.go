@@ -453,9 +453,10 @@ var encoding = func() cbor.EncMode {
 }()
 
 // decoding reads whatever encoding writes: strings need not be UTF-8, since names
-// come from devices, and there is no limit but on the size of a value.
+// come from devices, and there is no limit but on the size of a value. Names of
+// fields are what they are: one written otherwise is another field.
 var decoding = func() cbor.DecMode {
-	m, err := cbor.DecOptions{UTF8: cbor.UTF8DecodeInvalid, MaxArrayElements: math.MaxInt32, MaxMapPairs: math.MaxInt32}.DecMode()
+	m, err := cbor.DecOptions{UTF8: cbor.UTF8DecodeInvalid, FieldNameMatching: cbor.FieldNameMatchingCaseSensitive, MaxArrayElements: math.MaxInt32, MaxMapPairs: math.MaxInt32}.DecMode()
 	if err != nil {
 		panic(err) // the options are constants
 	}
