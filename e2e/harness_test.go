@@ -4,8 +4,8 @@ package e2e_test
 
 import (
 	"bytes"
-	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -502,16 +502,28 @@ func figure(t *testing.T, format string, args ...any) {
 // key is a pre-shared key and the device it belongs to.
 type key struct{ Identity, Secret, Device string }
 
-// psk makes a pre-shared key; body is JSON, "" for a random key of a new device.
-func (s *server) psk(body string) key {
+// textPSK makes a pre-shared key that can be typed, of a device by its id, or of
+// a new one.
+func (s *server) textPSK(device ...string) key {
 	s.t.Helper()
-	out, code := s.curl("-H", "Authorization: Bearer "+s.key, "-H", "Content-Type: application/json", "-d", cmp.Or(body, "{}"), s.url("/identities/psk"))
-	var k key
-	if err := json.Unmarshal([]byte(out), &k); code != http.StatusCreated || err != nil {
-		s.t.Fatalf("POST /identities/psk: %d %s", code, out)
+	made, err := s.admin().CreatePSK(s.t.Context(), client.NewPSK{SecretFormat: "text", Device: strings.Join(device, "")})
+	if err != nil {
+		s.t.Fatalf("create a psk: %v", err)
 	}
+	k := key{made.Identity, made.Secret, made.Device}
 	s.secret(k.Secret)
+	s.secret(k.text(s.t))
 	return k
+}
+
+// text is the secret as it is typed.
+func (k key) text(t *testing.T) string {
+	t.Helper()
+	b, err := hex.DecodeString(k.Secret)
+	if err != nil {
+		t.Fatalf("the secret is not in hexadecimal: %v", err)
+	}
+	return string(b)
 }
 
 // buffer is a bytes.Buffer that a process may write while a test reads it.
