@@ -190,10 +190,10 @@ func closing(err error) error {
 }
 
 // shown returns the credential in the query of a request: "auth", the key of a
-// thing, and "type", whether it is "internal" or "external".
+// thing, and "type", whether it is "internal" or "external"; without, it is either.
 func shown(o coap.Options) credential {
 	var c credential
-	scheme := "Thing"
+	scheme := "Key" // either
 	for _, opt := range o {
 		if opt.ID != coap.URIQuery {
 			continue
@@ -202,7 +202,10 @@ func shown(o coap.Options) credential {
 		case "auth":
 			c.value = value
 		case "type":
-			if value == "external" {
+			switch value {
+			case "internal":
+				scheme = "Thing"
+			case "external":
 				scheme = "External"
 			}
 		}

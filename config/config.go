@@ -16,7 +16,6 @@ import (
 
 	"keystead/coapgw"
 	"keystead/outbound"
-	"keystead/pki"
 	"keystead/seal"
 )
 
@@ -31,7 +30,6 @@ type Config struct {
 	CoAP      CoAP        `mapstructure:"coap"`
 	Ops       Listener    `mapstructure:"ops"`
 	TLS       TLS         `mapstructure:"tls"`
-	PKI       pki.Config  `mapstructure:"pki"`
 	Timeouts  Timeouts    `mapstructure:"timeouts"`
 	Limits    Limits      `mapstructure:"limits"`
 	MasterKey seal.Source `mapstructure:"master_key"`

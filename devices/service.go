@@ -30,6 +30,7 @@ type Service struct {
 // New is what a device is created from. Org is the actor's if empty, Name the
 // first alias or the id.
 type New struct {
+	ID       string // a UUID chosen by the caller; made if empty
 	Org      string
 	Name     string
 	Aliases  []Alias
@@ -56,6 +57,9 @@ func (s *Service) CreateIn(ctx context.Context, tx store.Tx, n New) (Device, err
 		ID: id.New(now), Org: n.Org, Name: n.Name, State: Active, Aliases: n.Aliases, Labels: maps.Clone(n.Labels),
 		Metadata: maps.Clone(n.Metadata), Comment: n.Comment, Profile: n.Profile, CreatedAt: now, UpdatedAt: now,
 	}
+	if n.ID != "" {
+		d.ID = n.ID
+	}
 	if d.Org == "" {
 		d.Org = identity.OrgOf(ctx)
 	}
@@ -70,6 +74,11 @@ func (s *Service) CreateIn(ctx context.Context, tx store.Tx, n New) (Device, err
 	}
 	if err := s.aliasesFree(tx, d); err != nil {
 		return d, err
+	}
+	if n.ID != "" {
+		if err := s.idFree(tx, d); err != nil {
+			return d, err
+		}
 	}
 	if err := table.Insert(tx, d.ID, d); err != nil {
 		return d, err
@@ -93,6 +102,21 @@ func (s *Service) aliasesFree(tx store.Tx, d Device) error {
 		}
 	}
 	return nil
+}
+
+// idFree refuses a chosen id that is no UUID, or is another device's alias.
+func (s *Service) idFree(tx store.Tx, d Device) error {
+	if !id.Valid(d.ID) {
+		return fault.InvalidFields(fault.Field{Name: "id", Message: "must be a UUID in lower case"})
+	}
+	switch _, err := table.GetBy(tx, "alias", store.TermOf(d.Org, d.ID)); {
+	case err == nil:
+		return fault.New(fault.Conflict, "a device with this id exists already")
+	case fault.Is(err, fault.NotFound):
+		return nil
+	default:
+		return err
+	}
 }
 
 // Get returns the device with the given id in the actor's organisation, or a
@@ -193,6 +217,16 @@ func (s *Service) Counts(ctx context.Context) (map[State]int, error) {
 		return nil
 	})
 	return counts, err
+}
+
+// CountIn returns how many devices an organisation has that are not decommissioned.
+func (s *Service) CountIn(tx store.Tx, org string) (int, error) {
+	active, err := table.Count(tx, "state", store.TermOf(org, string(Active)))
+	if err != nil {
+		return 0, err
+	}
+	suspended, err := table.Count(tx, "state", store.TermOf(org, string(Suspended)))
+	return active + suspended, err
 }
 
 // Edit is a change of what people say of a device; nil leaves a value as it is.

@@ -16,6 +16,7 @@ const (
 const (
 	DevicesRead  Need = "devices:read"
 	DevicesWrite Need = "devices:write"
+	DevicesEnd   Need = "devices:delete"
 
 	CredentialsRead   Need = "credentials:read"
 	CredentialsWrite  Need = "credentials:write"
@@ -64,6 +65,7 @@ var Roles = []Role{NoRole, Viewer, Editor, Admin, Owner, Operator}
 var granted = map[Need]Role{
 	DevicesRead:       Viewer,
 	DevicesWrite:      Editor,
+	DevicesEnd:        Admin,
 	CredentialsRead:   Viewer,
 	CredentialsWrite:  Editor,
 	CredentialsReveal: Admin,

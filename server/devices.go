@@ -20,7 +20,7 @@ func (s *Server) deviceRoutes() []route {
 		{method: http.MethodGet, path: "/api/v1/devices/counts", need: identity.DevicesRead, handle: s.countDevices},
 		{method: http.MethodGet, path: one, need: identity.DevicesRead, handle: s.showDevice},
 		{method: http.MethodPatch, path: one, need: identity.DevicesWrite, handle: s.editDevice},
-		{method: http.MethodDelete, path: one, need: identity.DevicesWrite, handle: s.deleteDevice},
+		{method: http.MethodDelete, path: one, need: identity.DevicesEnd, handle: s.deleteDevice},
 		{method: http.MethodPost, path: one + "/suspend", need: identity.DevicesWrite, handle: s.suspendDevice},
 		{method: http.MethodPost, path: one + "/resume", need: identity.DevicesWrite, handle: s.resumeDevice},
 		{method: http.MethodDelete, path: one + "/credentials/:kind/:credential", need: identity.CredentialsWrite, handle: s.revokeCredential},

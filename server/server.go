@@ -25,10 +25,10 @@ import (
 	"keystead/devices"
 	"keystead/events"
 	"keystead/identity"
-	"keystead/pki"
 	"keystead/psk"
 	"keystead/seal"
 	"keystead/store"
+	"keystead/thingkeys"
 )
 
 // Server is the assembled product. Its fields are the rooms it is made of; see
@@ -44,8 +44,8 @@ type Server struct {
 	Accounts   *accounts.Service
 	CoAP       *coapgw.Gateway
 	AccessKeys *accesskeys.Service
-	PKI        *pki.Service
 	PSK        *psk.Service
+	Things     *thingkeys.Service
 	Events     *events.Service
 	Resolver   identity.Resolver // the methods of every credential, the same on every listener
 
@@ -57,7 +57,6 @@ type Server struct {
 	box       *seal.Box     // of the server's own secrets
 	tls       tlsIdentity
 	listeners []listener
-	closers   []func() error // of what rooms hold open, closed before the store
 	tasks     []task
 	conns     conns
 	ready     atomic.Bool
@@ -96,6 +95,7 @@ func (s *Server) routes() []route {
 		s.keyRoutes(),
 		s.userRoutes(),
 		s.orgRoutes(),
+		s.thingRoutes(),
 		s.docRoutes(),
 	} {
 		all = append(all, table...)
@@ -115,7 +115,7 @@ func (s *Server) Routes() map[string]identity.Need {
 
 // PlainHandler returns what the plain HTTP listener serves: what is public and
 // signed, or needed before a client can trust anything.
-func (s *Server) PlainHandler() http.Handler { return s.mount(s.publicPKIRoutes()) }
+func (s *Server) PlainHandler() http.Handler { return s.mount(nil) }
 
 // OpsHandler returns what the operations listener serves.
 func (s *Server) OpsHandler() http.Handler {
