@@ -59,8 +59,13 @@ lint: ## golangci-lint
 tidy: ## go.mod and go.sum
 	@$(GO) mod tidy
 
-bench: ## every benchmark, against its limit in the same run (NAME=regexp for one)
-	@$(GO) test -run '^$$' -bench '$(NAME)' -benchmem ./...
+# Measuring and wearing out: the room is bench.
+
+FLEETS ?= .fleets
+BENCH  := $(GO) run -buildvcs=false ./bench -keep $(FLEETS)
+
+bench: build ## every benchmark beside its limit, into docs/benchmarks.md (NAME=regexp: some, printed only)
+	@$(BENCH) -name '$(NAME)' $(if $(filter .,$(NAME)),-out docs/benchmarks.md)
 
 fuzz: ## every fuzz target for TIME each (TIME=1m)
 	@grep -rlE --include=*_test.go '^func Fuzz' . | sort | while read -r file; do \

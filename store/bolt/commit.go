@@ -238,7 +238,7 @@ func (b *batch) call(c *call) {
 		c.err = context.Cause(c.ctx) // a caller who gave up gets no commit
 	}
 	if c.err == nil {
-		b.layer.merge(&tx.layer)
+		b.layer.take(&tx.layer)
 		c.hooks = tx.hooks
 	}
 }

@@ -34,8 +34,12 @@ func (l *layer) set(key string, value []byte) {
 	l.writes[key] = value
 }
 
-// merge adds the writes of a layer that lies over l.
-func (l *layer) merge(over *layer) {
+// take adds the writes of a layer that lies over l, and is not used any more.
+func (l *layer) take(over *layer) {
+	if len(l.writes) == 0 {
+		l.writes, l.sorted, l.fresh = over.writes, over.sorted, over.fresh
+		return
+	}
 	for k, v := range over.writes {
 		l.set(k, v)
 	}

@@ -1,0 +1,124 @@
+// Command bench measures the server beside its limits: each figure in the same
+// run as that of the bare library, or of the server without what is measured, in
+// rounds that take turns, since a machine's speed drifts by more than most
+// differences. It prints what it finds and, with -out, writes it as Markdown.
+//
+//	make bench              all
+//	make bench NAME=store   those whose name matches
+//	make bench-scale        with a million devices
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+// bench is one of the benchmarks.
+type bench struct {
+	name  string
+	about string // what is measured, and against what
+	scale bool   // only with -scale
+	run   func(*run) error
+}
+
+var benches = []bench{
+	{"store", "Durable updates a second: the store, bare bbolt `Update` and bbolt `Batch` as it comes. An update writes a record of 600 bytes under a time-ordered key, a unique index entry of 32 random bytes, and an index entry by state.", false, storeBench},
+	{"resolve", "A resolve in the process: a pre-shared key is found, its device read and its state looked at, by random identities.", false, resolveBench},
+	{"https", "Requests over HTTPS on kept connections, by the server's own CPU time: reading random devices from a store of a thousand and of the large number.", false, httpsBench},
+	{"start", "From the start of the process to the first 200 of /readyz, and memory then.", false, startBench},
+	{"handshake", "Full DTLS handshakes with a pre-shared key, and their ends, by the server's own CPU time; the bare one is pion's listener with a key that is at hand.", false, handshakeBench},
+	{"import", "Making devices with a pre-shared key each, a thousand a transaction, against bare bbolt taking the same bytes.", false, importBench},
+}
+
+// settings are the flags.
+type settings struct {
+	rounds  int
+	time    time.Duration // of one measurement
+	binary  string
+	keep    string // where large stores are kept from run to run; "" for nowhere
+	devices int    // in the large store
+}
+
+// run is what a benchmark works with.
+type run struct {
+	settings
+
+	ctx    context.Context
+	dir    string // that ends with the run
+	fleets map[int]*fleet
+	out    io.Writer
+	missed int
+}
+
+func main() {
+	if role := os.Getenv(roleEnv); role != "" {
+		os.Exit(play(role))
+	}
+	var s settings
+	name := flag.String("name", "", "only benchmarks whose name matches this `regexp`")
+	out := flag.String("out", "", "write the results to this `file`, too, in Markdown")
+	flag.IntVar(&s.rounds, "rounds", 5, "how often each measurement is taken")
+	flag.DurationVar(&s.time, "time", 2*time.Second, "how long one takes")
+	flag.StringVar(&s.binary, "keystead", "bin/keystead", "the server's `binary`")
+	flag.StringVar(&s.keep, "keep", "", "keep the stores that were built in this `directory`, and use them if they are there")
+	flag.IntVar(&s.devices, "devices", 1_000_000, "how many devices the large store has")
+	flag.Parse()
+	if err := measure(s, *name, *out); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func measure(s settings, name, out string) error {
+	match, err := regexp.Compile(name)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	dir, err := os.MkdirTemp(".", ".bench-*") // on the disk of the project, not in memory
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	r := &run{settings: s, ctx: ctx, dir: dir, fleets: map[int]*fleet{}, out: os.Stdout}
+	if out != "" {
+		f, err := os.Create(out + ".part")
+		if err != nil {
+			return err
+		}
+		defer os.Remove(f.Name())
+		defer f.Close()
+		r.out = io.MultiWriter(os.Stdout, f)
+		defer func() {
+			if err == nil {
+				err = os.Rename(f.Name(), out)
+			}
+		}()
+	}
+	r.head()
+	for _, b := range benches {
+		if !match.MatchString(b.name) {
+			continue
+		}
+		fmt.Fprintf(r.out, "\n## %s\n\n%s\n\n", b.name, b.about)
+		started := time.Now()
+		if err = b.run(r); err != nil {
+			return fmt.Errorf("%s: %w", b.name, err)
+		}
+		fmt.Fprintf(os.Stderr, "(%s took %v)\n", b.name, time.Since(started).Round(time.Second))
+	}
+	fmt.Fprintf(r.out, "\nGoals missed: %d.\n", r.missed)
+	return err
+}
