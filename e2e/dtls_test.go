@@ -60,8 +60,25 @@ func (s *server) dial(opts ...dtls.ClientOption) (*session, error) {
 	return s.dialFrom(socket, 20*time.Second, opts...)
 }
 
+// dialWithin is dial that gives up when ctx is done.
+func (s *server) dialWithin(ctx context.Context, opts ...dtls.ClientOption) (*session, error) {
+	s.t.Helper()
+	socket, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.dialContext(ctx, socket, opts...)
+}
+
 // dialFrom opens a session from a socket, which is closed if there comes to be none.
 func (s *server) dialFrom(socket net.PacketConn, within time.Duration, opts ...dtls.ClientOption) (*session, error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), within)
+	defer cancel()
+	return s.dialContext(ctx, socket, opts...)
+}
+
+func (s *server) dialContext(ctx context.Context, socket net.PacketConn, opts ...dtls.ClientOption) (*session, error) {
 	s.t.Helper()
 	to, err := net.ResolveUDPAddr("udp", s.at.CoAPUDP)
 	if err != nil {
@@ -70,8 +87,6 @@ func (s *server) dialFrom(socket net.PacketConn, within time.Duration, opts ...d
 	opts = append([]dtls.ClientOption{dtls.WithRootCAs(s.roots()), dtls.WithServerName("localhost"), dtls.WithFlightInterval(300 * time.Millisecond)}, opts...)
 	conn, err := dtls.ClientWithOptions(socket, to, opts...)
 	if err == nil {
-		ctx, cancel := context.WithTimeout(s.t.Context(), within)
-		defer cancel()
 		err = conn.HandshakeContext(ctx)
 	}
 	if err != nil {

@@ -83,6 +83,8 @@ type server struct {
 	at  addresses
 	key string // the administrator's
 
+	asAdmin *client.Client
+
 	cmd    *exec.Cmd
 	exited chan struct{}
 	logs   *buffer
@@ -184,7 +186,7 @@ func (s *server) ready() {
 	}
 	s.secret(admin.APIKey)
 	s.secret(admin.Access.Secret)
-	s.key = admin.APIKey
+	s.key, s.asAdmin = admin.APIKey, nil
 }
 
 func (s *server) metricsAnswer() bool {
@@ -196,10 +198,16 @@ func (s *server) metricsAnswer() bool {
 	return res.StatusCode == http.StatusOK
 }
 
-// admin returns a client of the administrator, in the default organisation.
+// admin returns a client of the administrator, in the default organisation; the
+// same one as long as the server runs.
 func (s *server) admin() *client.Client {
 	s.t.Helper()
-	return s.clientOf(s.key, "")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.asAdmin == nil {
+		s.asAdmin = s.clientOf(s.key, "")
+	}
+	return s.asAdmin
 }
 
 // clientOf returns a client with an API key, and the organisation to act in, ""
