@@ -20,6 +20,8 @@ var commands = []func(*app) *cobra.Command{
 	whoamiCommand,
 	deviceCommand,
 	pskCommand,
+	configCommand,
+	auditCommand,
 	versionCommand,
 }
 

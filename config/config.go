@@ -61,7 +61,7 @@ func Default() Config {
 			Tracked: 100_000,
 		},
 		MasterKey: seal.DefaultSource(),
-		Audit:     Audit{CheckpointEvery: 1000, CheckpointInterval: time.Hour, FailuresPerSecond: 10},
+		Audit:     Audit{CheckpointEvery: 1000, CheckpointInterval: time.Hour, FailuresPerMinute: 20},
 		Backup:    Backup{Keep: 7},
 		Log:       Log{Level: "info", Format: "auto"},
 	}
@@ -222,7 +222,7 @@ type Audit struct {
 	Keep               time.Duration `mapstructure:"keep"`
 	CheckpointEvery    int           `mapstructure:"checkpoint_every"`
 	CheckpointInterval time.Duration `mapstructure:"checkpoint_interval"`
-	FailuresPerSecond  int           `mapstructure:"failures_per_second"`
+	FailuresPerMinute  int           `mapstructure:"failures_per_minute"`
 }
 
 // Validate reports what is wrong with a.
@@ -231,7 +231,7 @@ func (a Audit) Validate() error {
 		check(a.Keep == 0 || a.Keep >= 24*time.Hour, "keep: %v is shorter than a day (24h); 0 keeps the trail for ever", a.Keep),
 		atLeast("checkpoint_every", a.CheckpointEvery, 1),
 		atLeast("checkpoint_interval", a.CheckpointInterval, time.Second),
-		atLeast("failures_per_second", a.FailuresPerSecond, 1),
+		atLeast("failures_per_minute", a.FailuresPerMinute, 1),
 	)
 }
 

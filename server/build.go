@@ -84,6 +84,9 @@ func (s *Server) buildDevices(ctx context.Context) error {
 		return err
 	}
 	s.Audit = &audit.Log{DB: s.DB, Key: key, Now: s.Now}
+	if err := s.buildAudit(ctx); err != nil {
+		return err
+	}
 	s.Devices = &devices.Service{DB: s.DB, Audit: s.Audit, Now: s.Now}
 	s.Devices.Listen(s.conns.changed)
 	return nil

@@ -96,6 +96,7 @@ func (s *Server) routes() []route {
 		s.userRoutes(),
 		s.orgRoutes(),
 		s.thingRoutes(),
+		s.auditRoutes(),
 		s.docRoutes(),
 	} {
 		all = append(all, table...)
