@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -134,7 +135,7 @@ func TestEachSchemeFindsItsOwnKindOfKey(t *testing.T) {
 		}
 	}
 	for _, p := range []identity.Proof{{}, {Scheme: "Bearer", Value: in}, {Scheme: "Basic", Value: "user:" + in}} {
-		if _, err := w.Resolve(t.Context(), p); err != identity.ErrNotMine {
+		if _, err := w.Resolve(t.Context(), p); !errors.Is(err, identity.ErrNotMine) {
 			t.Errorf("Resolve(%s) = %v, want not mine", p.Scheme, err)
 		}
 	}
