@@ -16,6 +16,7 @@ import (
 
 	"keystead/coapgw"
 	"keystead/outbound"
+	"keystead/pki"
 	"keystead/seal"
 )
 
@@ -30,6 +31,7 @@ type Config struct {
 	CoAP      CoAP        `mapstructure:"coap"`
 	Ops       Listener    `mapstructure:"ops"`
 	TLS       TLS         `mapstructure:"tls"`
+	PKI       pki.Config  `mapstructure:"pki"`
 	Timeouts  Timeouts    `mapstructure:"timeouts"`
 	Limits    Limits      `mapstructure:"limits"`
 	MasterKey seal.Source `mapstructure:"master_key"`

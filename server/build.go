@@ -47,7 +47,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildAccessKeys,
 		s.buildPSK,
 		s.buildThings,
-		// credentials, a line each: pki, tokens, authsets, thingkeys
+		s.buildPKI,
 
 		// transports, a line each: est, lwm2m
 		s.buildCoAP, // after those whose routes it mounts
@@ -59,22 +59,30 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	// The first method that knows a credential names it: what the session
 	// proved comes before what a request says.
 	s.Resolver = identity.Resolver{
+		s.PKI,
 		s.PSK,
 		s.Things,
 		s.AccessKeys,
 		s.Accounts,
 	}
-	return s, s.firstStart(ctx)
+	if err := s.firstStart(ctx); err != nil {
+		return nil, err
+	}
+	return s, s.firstCAs(ctx)
 }
 
 // Listen binds every listener.
 func (s *Server) Listen(ctx context.Context) error {
-	return errors.Join(
+	err := errors.Join(
 		s.listen(ctx, "https", s.Config.HTTPS.Listen, s.Handler(), s.tls.config()),
 		s.listen(ctx, "http", s.Config.HTTP.Listen, s.PlainHandler(), nil),
 		s.listen(ctx, "ops", s.Config.Ops.Listen, s.OpsHandler(), nil),
 		s.CoAP.Listen(ctx),
 	)
+	if at := s.Addresses()["http"]; at != "" {
+		s.setPublicHTTP(at)
+	}
+	return err
 }
 
 // buildDevices opens the trail and the device records everything else rests on.

@@ -149,6 +149,11 @@ func (s *Server) Close() {
 	if s.CoAP != nil {
 		s.CoAP.Close()
 	}
+	for _, closeRoom := range s.closers {
+		if err := closeRoom(); err != nil {
+			s.Log.Error("not closed cleanly", slog.Any("error", err))
+		}
+	}
 	if err := s.DB.Close(); err != nil {
 		s.Log.Error("store not closed cleanly", slog.Any("error", err))
 	}

@@ -17,10 +17,11 @@ var serverSecrets = store.NewTable[serverSecret]("server secret")
 
 // Names of the server's own secrets. They outlive rotations of the data keys.
 const (
-	auditSecret = "audit chain"     // MACs the audit trail
-	loginSecret = "login keys"      // signs login keys and OAuth tokens
-	decoySecret = "psk decoy"       // stands in for the keys of unknown PSK identities
-	thingSecret = "thing key index" // finds external thing keys without keeping them in clear
+	auditSecret   = "audit chain"        // MACs the audit trail
+	decoySecret   = "psk decoy"          // stands in for the keys of unknown PSK identities
+	journalSecret = "revocation journal" // authenticates the lines of revocations.log
+	loginSecret   = "login keys"         // signs login keys and OAuth tokens
+	thingSecret   = "thing key index"    // finds external thing keys without keeping them in clear
 )
 
 // secretNamed returns the server's secret of that name, 32 bytes, made now if

@@ -25,6 +25,7 @@ import (
 	"keystead/devices"
 	"keystead/events"
 	"keystead/identity"
+	"keystead/pki"
 	"keystead/psk"
 	"keystead/seal"
 	"keystead/store"
@@ -44,6 +45,7 @@ type Server struct {
 	Accounts   *accounts.Service
 	CoAP       *coapgw.Gateway
 	AccessKeys *accesskeys.Service
+	PKI        *pki.Service
 	PSK        *psk.Service
 	Things     *thingkeys.Service
 	Events     *events.Service
@@ -57,6 +59,7 @@ type Server struct {
 	box       *seal.Box     // of the server's own secrets
 	tls       tlsIdentity
 	listeners []listener
+	closers   []func() error // of what rooms hold open, closed before the store
 	tasks     []task
 	conns     conns
 	ready     atomic.Bool
@@ -116,7 +119,7 @@ func (s *Server) Routes() map[string]identity.Need {
 
 // PlainHandler returns what the plain HTTP listener serves: what is public and
 // signed, or needed before a client can trust anything.
-func (s *Server) PlainHandler() http.Handler { return s.mount(nil) }
+func (s *Server) PlainHandler() http.Handler { return s.mount(s.publicPKIRoutes()) }
 
 // OpsHandler returns what the operations listener serves.
 func (s *Server) OpsHandler() http.Handler {

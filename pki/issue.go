@@ -1,0 +1,402 @@
+package pki
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"math/big"
+	"strings"
+	"time"
+
+	"keystead/audit"
+	"keystead/fault"
+	"keystead/store"
+)
+
+// Request asks for a certificate.
+type Request struct {
+	Org     string
+	CA      CAID    // "" for the one the organisation issues from
+	Profile Profile // see Service.Profile
+	CSR     *x509.CertificateRequest
+	Public  any      // the key, where it is not the request's
+	Subject *Subject // the subject, where it is not the request's or the profile's
+	SANs    []string // further alternative names, as in a profile
+	Device  string   // what {device} in a profile stands for
+	DMS     string
+	// NotAfter ends the certificate early; zero leaves it to the profile.
+	NotAfter time.Time
+}
+
+// Prepared is a certificate that was built, checked and linted, and may be
+// issued once. Only Prepare makes one.
+type Prepared struct {
+	t       *template
+	issuer  *authority
+	request Request
+	shard   int
+	spent   bool
+}
+
+// intent says that a serial is about to be signed.
+type intent struct {
+	Serial  Serial    `cbor:"serial"`
+	CA      CAID      `cbor:"ca"`
+	Org     string    `cbor:"org"`
+	Profile string    `cbor:"profile"`
+	DMS     string    `cbor:"dms,omitempty"`
+	Device  string    `cbor:"device,omitempty"`
+	At      time.Time `cbor:"at"`
+}
+
+var intents = store.NewTable[intent]("issuing intent")
+
+// Prepare checks a request against its profile and builds and lints the
+// certificate. It is Invalid, with what to do, if the request asks for what the
+// profile does not give; Conflict if the CA does not issue.
+func (s *Service) Prepare(ctx context.Context, r Request) (*Prepared, error) {
+	if r.CA == "" {
+		ca, err := s.defaultCA(ctx, r.Org)
+		if err != nil {
+			return nil, err
+		}
+		r.CA = ca.ID
+	}
+	if r.Profile.SignAsCA {
+		return nil, fault.New(fault.Conflict, "the profile is for CAs; choose one for devices")
+	}
+	issuer, err := s.issuer(ctx, r.Org, r.CA)
+	if err != nil {
+		return nil, err
+	}
+	p := &Prepared{issuer: issuer, request: r}
+	return p, p.fill(ctx, s)
+}
+
+// fill builds and lints, under a new serial.
+func (p *Prepared) fill(ctx context.Context, s *Service) error {
+	now := s.Now().UTC()
+	r := &p.request
+	public := r.Public
+	if public == nil {
+		public = r.CSR.PublicKey
+	}
+	if err := errors.Join(GoodKey(public), r.Profile.Crypto.allows(public)); err != nil {
+		return firstFault(err)
+	}
+	if r.CSR != nil {
+		if err := checkNames(r.CSR); err != nil {
+			return err
+		}
+	}
+	notAfter, err := r.Profile.notAfter(now, p.issuer.NotAfter)
+	if err != nil {
+		return err
+	}
+	if !r.NotAfter.IsZero() && r.NotAfter.Before(notAfter) {
+		notAfter = r.NotAfter.Truncate(time.Second)
+	}
+	notBefore := now.Add(-backdate)
+	if notBefore.Before(p.issuer.NotBefore) {
+		notBefore = p.issuer.NotBefore
+	}
+	t := &template{
+		serial: newSerial(), issuer: p.issuer.cert.RawSubject, notBefore: notBefore.Truncate(time.Second), notAfter: notAfter,
+		public: public, algorithm: p.issuer.Algorithm, authorityKeyID: subjectKeyID(p.issuer.cert),
+	}
+	p.t, p.shard = t, shardOf(t.serial, p.issuer.Shards)
+	if err := p.subject(); err != nil {
+		return err
+	}
+	if err := p.extensions(s.PublicHTTP); err != nil {
+		return err
+	}
+	if err := s.notACA(ctx, t.public); err != nil {
+		return err
+	}
+	if err := t.build(); err != nil {
+		return err
+	}
+	return t.lint()
+}
+
+// firstFault is the first of joined errors, which is the one to tell.
+func firstFault(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the join itself, not one in a tree
+		return joined.Unwrap()[0]
+	}
+	return err
+}
+
+// notACA refuses the key of one of our CAs: a leaf with it could be taken for one.
+func (s *Service) notACA(ctx context.Context, public any) error {
+	return s.DB.View(ctx, func(tx store.Tx) error {
+		same, err := s.byKeyID(tx, hexOf(keyID(public)))
+		if err == nil && len(same) > 0 {
+			return fault.New(fault.Invalid, "this is the key of a CA; make one for the device")
+		}
+		return err
+	})
+}
+
+func (p *Prepared) subject() error {
+	r := &p.request
+	var err error
+	switch {
+	case r.Subject != nil:
+		p.t.subject, err = r.Subject.der()
+	case r.Profile.HonorSubject && r.CSR != nil:
+		p.t.subject = r.CSR.RawSubject
+	default:
+		subject := r.Profile.Subject
+		if r.CSR != nil && subject.CommonName == "" {
+			subject.CommonName = r.CSR.Subject.CommonName
+		}
+		if r.CSR != nil && subject.SerialNumber == "" && r.Profile.Kind == IDevID {
+			subject.SerialNumber = r.CSR.Subject.SerialNumber
+		}
+		p.t.subject, err = subject.der()
+	}
+	if err != nil {
+		return err
+	}
+	if r.Profile.Kind == IDevID && !strings.Contains(string(p.t.subject), string(mustMarshal(oidAttrSerialNumber))) {
+		return fault.New(fault.Invalid, "an IDevID needs a serialNumber in its subject (IEEE 802.1AR); add it to the request")
+	}
+	return nil
+}
+
+func (p *Prepared) extensions(base string) error {
+	r, t := &p.request, p.t
+	t.addKeyIDs()
+	t.add(oidBasicConstraints, true, basicConstraints{PathLen: -1})
+	names, usages := p.usages()
+	t.addKeyUsage(usages)
+	t.addExtKeyUsage(names)
+	t.addPolicies(r.Profile.Policies)
+	list, err := p.names()
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 && string(t.subject) == string(emptyName) {
+		return fault.New(fault.Invalid, "the request has neither a subject nor an alternative name; give it a common name")
+	}
+	t.addSANs(list)
+	if r.Profile.Kind == OCSP {
+		t.add(oidOCSPNoCheck, false, []byte{5, 0})
+	}
+	if !r.Profile.NoRevocation {
+		t.addPointers(base, &p.issuer.CA, p.shard)
+	}
+	return nil
+}
+
+// usages are those of the profile, and of the request where the profile says so:
+// never the ones of CAs.
+func (p *Prepared) usages() (EKUs, uint) {
+	r := &p.request
+	bits, names := usageBits(r.Profile.KeyUsage), r.Profile.ExtendedKeyUsage
+	if r.CSR != nil {
+		for _, e := range r.CSR.Extensions {
+			switch {
+			case e.Id.Equal(oidKeyUsage) && r.Profile.HonorKeyUsage:
+				bits |= requestedUsage(e.Value)
+			case e.Id.Equal(oidExtKeyUsage) && r.Profile.HonorEKU:
+				names = append(names[:len(names):len(names)], requestedEKUs(e.Value)...)
+			}
+		}
+	}
+	return names, usagesFor(p.t.public, bits)
+}
+
+func (p *Prepared) names() (sans, error) {
+	r := &p.request
+	var list sans
+	if r.CSR != nil && r.Profile.HonorExtensions {
+		list.addCSR(r.CSR)
+		list.addModules(r.CSR)
+	}
+	fill := strings.NewReplacer("{device}", r.Device)
+	if r.CSR != nil {
+		fill = strings.NewReplacer("{device}", r.Device, "{cn}", r.CSR.Subject.CommonName, "{serial_number}", r.CSR.Subject.SerialNumber)
+	}
+	for _, text := range r.Profile.SANs {
+		if err := list.addText(fill.Replace(text)); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range r.SANs {
+		if err := list.addText(text); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// Issue signs what was prepared and records it. In the transaction that records
+// it bind is called, with the certificate as it will be kept: it sets which device it
+// is of, attaches it there, and does whatever else is one with the issuing. If
+// bind fails, nothing is recorded and the certificate is not handed out.
+func (s *Service) Issue(ctx context.Context, p *Prepared, bind func(ctx context.Context, tx store.Tx, c *Certificate) error) (Certificate, error) {
+	if p.spent {
+		return Certificate{}, errors.New("pki: a prepared certificate is issued once")
+	}
+	p.spent = true
+	if err := s.intend(ctx, p); err != nil {
+		return Certificate{}, err
+	}
+	record, err := s.signAndRecord(ctx, p, bind)
+	if err != nil {
+		return Certificate{}, errors.Join(err, s.abandon(ctx, SerialOf(p.t.serial)))
+	}
+	s.issued.Add(1)
+	return record, nil
+}
+
+// intend records the serial. One that was used before, or is being used, is
+// drawn again.
+func (s *Service) intend(ctx context.Context, p *Prepared) error {
+	for range 3 {
+		serial := SerialOf(p.t.serial)
+		err := s.DB.Update(ctx, func(tx store.Tx) error {
+			used, err := certificates.Has(tx, string(serial))
+			if err != nil {
+				return err
+			}
+			if used {
+				return fault.New(fault.Conflict, "the serial number is taken")
+			}
+			r := &p.request
+			return intents.Insert(tx, string(serial), intent{
+				Serial: serial, CA: r.CA, Org: r.Org, Profile: r.Profile.ID, DMS: r.DMS, Device: r.Device, At: s.Now().UTC(),
+			})
+		})
+		if !fault.Is(err, fault.Conflict) {
+			return err
+		}
+		if err := p.fill(ctx, s); err != nil {
+			return err
+		}
+	}
+	return errors.New("pki: three serial numbers in a row were taken: the random source is broken")
+}
+
+func (s *Service) signAndRecord(ctx context.Context, p *Prepared, bind func(context.Context, store.Tx, *Certificate) error) (Certificate, error) {
+	key, err := s.Keys.Signer(ctx, p.issuer.Key)
+	if err != nil {
+		return Certificate{}, err
+	}
+	cert, err := p.t.signLinted(key)
+	if err != nil {
+		return Certificate{}, err
+	}
+	if err := p.check(cert); err != nil {
+		return Certificate{}, err
+	}
+	r := &p.request
+	fresh := describe(cert)
+	fresh.CA, fresh.Org, fresh.Profile, fresh.DMS, fresh.Shard, fresh.IssuedAt = r.CA, r.Org, r.Profile.ID, r.DMS, p.shard, s.Now().UTC()
+	fresh.Shared = r.Profile.AllowSharedKey
+	var record Certificate
+	err = s.DB.Update(ctx, func(tx store.Tx) error {
+		record = fresh
+		if bind != nil {
+			if err := bind(ctx, tx, &record); err != nil {
+				return err
+			}
+		}
+		if err := s.stillIssues(tx, r.CA); err != nil {
+			return err
+		}
+		if err := record.keyFree(tx); err != nil {
+			return err
+		}
+		if _, err := intents.Delete(tx, string(record.Serial)); err != nil {
+			return err
+		}
+		if err := certificates.Insert(tx, string(record.Serial), record); err != nil {
+			return err
+		}
+		return s.Audit.Append(ctx, tx, audit.Entry{
+			Action: "certificate.issue", Target: string(record.Serial), Device: record.Device, Org: record.Org,
+			Detail: map[string]string{"ca": string(record.CA), "profile": record.Profile, "subject": record.Subject},
+		})
+	})
+	return record, err
+}
+
+// stillIssues refuses to record what a CA signed that was revoked meanwhile.
+func (s *Service) stillIssues(tx store.Tx, ca CAID) error {
+	record, err := cas.Get(tx, string(ca))
+	if err == nil && record.State != CAActive {
+		return fault.New(fault.Conflict, "the CA is %s and issues nothing", record.State)
+	}
+	return err
+}
+
+// check holds what was signed against what the profile allows, seen from the
+// outside: a mistake in building it does not leave the house.
+func (p *Prepared) check(cert *x509.Certificate) error {
+	r := &p.request
+	switch {
+	case cert.IsCA || !cert.BasicConstraintsValid:
+		return errors.New("pki: signed a CA by mistake")
+	case cert.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return errors.New("pki: signed a key usage of CAs by mistake")
+	case cert.SerialNumber.Cmp(p.t.serial) != 0 || cert.SerialNumber.Sign() <= 0:
+		return errors.New("pki: signed another serial number")
+	case r.Profile.Kind != IDevID && cert.NotAfter.After(p.issuer.NotAfter):
+		return errors.New("pki: signed beyond the issuer's end")
+	case string(cert.AuthorityKeyId) != string(subjectKeyID(p.issuer.cert)):
+		return errors.New("pki: signed for another issuer")
+	}
+	return nil
+}
+
+// abandon removes the intent of what was not issued after all.
+func (s *Service) abandon(ctx context.Context, serial Serial) error {
+	err := s.DB.Update(context.WithoutCancel(ctx), func(tx store.Tx) error {
+		_, err := intents.Delete(tx, string(serial))
+		return err
+	})
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// SweepIntents ends the intents that a crash left: nothing was handed out under
+// their serials, which are not used again. Each is logged and audited.
+func (s *Service) SweepIntents(ctx context.Context) error {
+	for i, err := range intents.All(ctx, s.DB, "", "") {
+		if err != nil {
+			return err
+		}
+		s.Log.WarnContext(ctx, "a certificate was not finished before the server stopped; it was never handed out",
+			slog.String("serial", string(i.Serial)), slog.String("ca", string(i.CA)), slog.Time("at", i.At))
+		err := s.DB.Update(ctx, func(tx store.Tx) error {
+			if _, err := intents.Delete(tx, string(i.Serial)); err != nil {
+				return err
+			}
+			return s.Audit.Append(ctx, tx, audit.Entry{Action: "certificate.abandon", Target: string(i.Serial), Org: i.Org, Detail: map[string]string{"ca": string(i.CA)}})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shardOf is which CRL of its CA a serial is in.
+func shardOf(serial *big.Int, shards int) int {
+	if shards <= 1 {
+		return 0
+	}
+	b := serial.Bytes()
+	low := int(b[len(b)-1])
+	if len(b) > 1 {
+		low |= int(b[len(b)-2]) << 8
+	}
+	return low % shards
+}

@@ -1,0 +1,381 @@
+package pki
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"keystead/fault"
+	"keystead/identity"
+	"keystead/page"
+	"keystead/store"
+)
+
+// maxVerified is how many certificates are remembered as verified.
+const maxVerified = 100_000
+
+// maxPresented is how many certificates of a chain a client sent are looked at.
+const maxPresented = 8
+
+// verifiedCache remembers which certificates lead to which CA. It says nothing
+// of revocation or time, which are looked at on every use, and is emptied
+// whenever a CA changes.
+type verifiedCache struct {
+	mu  sync.RWMutex
+	was map[[sha256.Size]byte]CAID
+}
+
+func (v *verifiedCache) get(sum [sha256.Size]byte) (CAID, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	ca, ok := v.was[sum]
+	return ca, ok
+}
+
+func (v *verifiedCache) put(sum [sha256.Size]byte, ca CAID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.was == nil || len(v.was) >= maxVerified {
+		v.was = map[[sha256.Size]byte]CAID{}
+	}
+	v.was[sum] = ca
+}
+
+func (v *verifiedCache) clear() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.was = nil
+}
+
+// Resolve recognises a device by its certificate; it makes the service an
+// identity.Method. The chain is verified once, and the certificate's state, its
+// time and the device's on every use.
+func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor, error) {
+	if len(p.Chain) == 0 {
+		return identity.Actor{}, identity.ErrNotMine
+	}
+	leaf := p.Chain[0]
+	sum := sha256.Sum256(leaf.Raw)
+	if _, ok := s.verified.get(sum); !ok {
+		if err := s.recognise(ctx, p.Chain, sum); err != nil {
+			return identity.Actor{}, err
+		}
+	}
+	if err := inTime(leaf, s.Now()); err != nil {
+		return identity.Actor{}, err
+	}
+	var actor identity.Actor
+	var supersedes bool
+	err := s.DB.View(ctx, func(tx store.Tx) error {
+		c, err := certificates.GetBy(tx, "fingerprint", store.TermOf(hex.EncodeToString(sum[:])))
+		if fault.Is(err, fault.NotFound) {
+			return fault.New(fault.Unauthenticated, "the certificate is not of a device known here; enrol it first")
+		}
+		if err != nil {
+			return err
+		}
+		if err := c.good(); err != nil {
+			return err
+		}
+		if c.Device == "" {
+			return fault.New(fault.Unauthenticated, "the certificate is of no device")
+		}
+		d, credential, err := s.Devices.Prove(tx, c.Device, identity.Certificate, string(c.Serial))
+		if err != nil {
+			return err
+		}
+		actor, supersedes = d.Actor(credential), len(c.Supersedes) > 0
+		return nil
+	})
+	if err == nil && supersedes {
+		err = s.firstUse(ctx, actor.Credential.ID)
+	}
+	return actor, err
+}
+
+func (c *Certificate) good() error {
+	switch c.State {
+	case CertRevoked:
+		return fault.New(fault.Unauthenticated, "the certificate is revoked (%s)", c.Reason)
+	case CertHold:
+		return fault.New(fault.Unauthenticated, "the certificate is on hold")
+	default:
+		return nil
+	}
+}
+
+// firstUse revokes what a certificate was to replace once it is used.
+func (s *Service) firstUse(ctx context.Context, serial string) error {
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		var old []Serial
+		_, err := certificates.Update(tx, serial, func(c *Certificate) error {
+			old, c.Supersedes = c.Supersedes, nil
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, o := range old {
+			if err := s.endOf(ctx, tx, string(o), Superseded); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// recognise verifies a chain that leads to one of our CAs, or one an organisation
+// registered for validation.
+func (s *Service) recognise(ctx context.Context, chain []*x509.Certificate, sum [sha256.Size]byte) error {
+	candidates, err := s.above(ctx, chain)
+	if err != nil {
+		return err
+	}
+	a, err := s.verifyAny(ctx, chain, candidates, time.Time{}, clientAuth)
+	if err != nil {
+		return err
+	}
+	s.verified.put(sum, a.ID)
+	return nil
+}
+
+// above returns the CAs known here that a presented certificate names as its issuer.
+func (s *Service) above(ctx context.Context, chain []*x509.Certificate) ([]*authority, error) {
+	var found []*authority
+	err := s.DB.View(ctx, func(tx store.Tx) error {
+		for _, cert := range chain[:min(len(chain), maxPresented)] {
+			if len(cert.AuthorityKeyId) == 0 {
+				continue
+			}
+			same, err := s.byKeyID(tx, hex.EncodeToString(cert.AuthorityKeyId))
+			if err != nil {
+				return err
+			}
+			for _, ca := range same {
+				if ca.Certificate == nil {
+					continue
+				}
+				a, err := parseAuthority(ca)
+				if err != nil {
+					return err
+				}
+				found = append(found, a)
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+var clientAuth = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+
+// inTime refuses a certificate before its beginning and after its end.
+func inTime(cert *x509.Certificate, now time.Time) error {
+	switch {
+	case now.Before(cert.NotBefore):
+		return fault.New(fault.Unauthenticated, "the certificate is not valid before %s", cert.NotBefore.UTC().Format(time.RFC3339))
+	case now.After(cert.NotAfter):
+		return fault.New(fault.Unauthenticated, "the certificate expired on %s", cert.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// Validation says how a presented chain is to be validated.
+type Validation struct {
+	CAs          []CAID // any of which it must lead to
+	Level        int    // look at so many certificates of the chain only; 0 or less for all
+	AllowExpired bool   // of the leaf
+	AnyUsage     bool   // do not ask for the extended key usage of a client
+}
+
+// Validate verifies a presented chain against CAs of an organisation, and says
+// which of them it leads to. Faults are Unauthenticated with a reason a
+// technician can act on. Revocation is looked at too, of what was issued here.
+func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certificate, v Validation) (CAID, error) {
+	if len(chain) == 0 {
+		return "", fault.New(fault.Unauthenticated, "no client certificate was presented")
+	}
+	if v.Level > 0 && len(chain) > v.Level {
+		chain = chain[:v.Level]
+	}
+	now := s.Now()
+	leaf := chain[0]
+	if now.Before(leaf.NotBefore) || !v.AllowExpired {
+		if err := inTime(leaf, now); err != nil {
+			return "", err
+		}
+	}
+	at := now
+	if now.After(leaf.NotAfter) {
+		at = leaf.NotBefore.Add(time.Second)
+	}
+	trusted := make([]*authority, 0, len(v.CAs))
+	for _, ca := range v.CAs {
+		a, err := s.authority(ctx, ca)
+		if fault.Is(err, fault.NotFound) || err == nil && (a.Org != org || a.cert == nil) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		trusted = append(trusted, a)
+	}
+	usage := clientAuth
+	if v.AnyUsage {
+		usage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
+	}
+	a, err := s.verifyAny(ctx, chain, trusted, at, usage)
+	if err != nil {
+		return "", err
+	}
+	return a.ID, s.notRevoked(ctx, leaf)
+}
+
+// notRevoked refuses a certificate the inventory knows as revoked.
+func (s *Service) notRevoked(ctx context.Context, leaf *x509.Certificate) error {
+	return s.DB.View(ctx, func(tx store.Tx) error {
+		c, err := certificates.GetBy(tx, "fingerprint", store.TermOf(Fingerprint(leaf.Raw)))
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return c.good()
+	})
+}
+
+// verifyAny verifies a chain against each of the CAs; the zero time is now.
+func (s *Service) verifyAny(ctx context.Context, chain []*x509.Certificate, trusted []*authority, at time.Time, usage []x509.ExtKeyUsage) (*authority, error) {
+	leaf := chain[0]
+	if at.IsZero() {
+		at = s.Now()
+	}
+	if weak(leaf.SignatureAlgorithm) {
+		return nil, fault.New(fault.Unauthenticated, "the certificate is signed with %s, which proves nothing any more", leaf.SignatureAlgorithm)
+	}
+	if err := GoodKey(leaf.PublicKey); err != nil {
+		return nil, fault.New(fault.Unauthenticated, "the certificate's key is no good: %s", fault.Message(err))
+	}
+	var worst error
+	for _, a := range trusted {
+		err := s.verify(ctx, chain, a, at, usage)
+		if err == nil {
+			return a, nil
+		}
+		if worst == nil || fault.KindOf(worst) == fault.Internal {
+			worst = err
+		}
+	}
+	if worst != nil {
+		return nil, worst
+	}
+	return nil, untrusted(chain, trusted)
+}
+
+func weak(alg x509.SignatureAlgorithm) bool {
+	return slices.Contains([]x509.SignatureAlgorithm{x509.SHA1WithRSA, x509.ECDSAWithSHA1, x509.MD5WithRSA, x509.MD2WithRSA, x509.DSAWithSHA1, x509.DSAWithSHA256}, alg)
+}
+
+// untrusted says whether the chain breaks off or leads elsewhere.
+func untrusted(chain []*x509.Certificate, _ []*authority) error {
+	top := chain[min(len(chain), maxPresented)-1]
+	if bytes.Equal(top.RawSubject, top.RawIssuer) {
+		return fault.New(fault.Unauthenticated, "the certificate leads to %q, which is not a trusted CA", top.Subject.String())
+	}
+	return fault.New(fault.Unauthenticated, "the certificate's chain ends at %q, issued by %q, which is not a trusted CA; if a trusted CA is above it, send the certificates in between too (incomplete chain)",
+		top.Subject.String(), top.Issuer.String())
+}
+
+func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *authority, at time.Time, usage []x509.ExtKeyUsage) error {
+	if err := s.standing(ctx, a); err != nil {
+		return err
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(a.cert)
+	for _, cert := range chain[1:min(len(chain), maxPresented)] {
+		between.AddCert(cert)
+	}
+	if err := s.addBelow(ctx, between, a.ID); err != nil {
+		return err
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: usage})
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
+		switch e.Reason {
+		case x509.Expired:
+			return fault.New(fault.Unauthenticated, "a CA certificate in the chain is not valid at this time: %q", e.Cert.Subject.String())
+		case x509.IncompatibleUsage:
+			return fault.New(fault.Unauthenticated, "the certificate is not for clients: its extended key usage lacks clientAuth")
+		case x509.TooManyIntermediates:
+			return fault.New(fault.Unauthenticated, "the chain is longer than a CA in it allows (path length)")
+		case x509.CANotAuthorizedForThisName:
+			return fault.New(fault.Unauthenticated, "a CA in the chain may not issue for these names (name constraints)")
+		default:
+			return fault.New(fault.Unauthenticated, "the chain is not valid: %s", cause(err))
+		}
+	}
+	if _, ok := errors.AsType[x509.UnhandledCriticalExtension](err); ok {
+		return fault.New(fault.Unauthenticated, "the certificate has a critical extension that is not known here")
+	}
+	return untrusted(chain, nil)
+}
+
+// standing refuses a CA that is revoked, or below one that is.
+func (s *Service) standing(ctx context.Context, a *authority) error {
+	for range maxChain + 1 {
+		switch a.State {
+		case CARevoked:
+			return fault.New(fault.Unauthenticated, "the certificate's CA %q is revoked", a.Name)
+		case CAPending:
+			return fault.New(fault.Unauthenticated, "the certificate's CA %q is not in service", a.Name)
+		default:
+		}
+		if a.Parent == "" {
+			return nil
+		}
+		parent, err := s.authority(ctx, a.Parent)
+		if err != nil {
+			return err
+		}
+		a = parent
+	}
+	return nil
+}
+
+// addBelow adds the CAs below one of ours, which clients need not send.
+func (s *Service) addBelow(ctx context.Context, pool *x509.CertPool, ca CAID) error {
+	return s.DB.View(ctx, func(tx store.Tx) error { return addBelow(tx, pool, ca, maxChain) })
+}
+
+func addBelow(tx store.Tx, pool *x509.CertPool, ca CAID, depth int) error {
+	if depth == 0 {
+		return nil
+	}
+	below, err := cas.PageBy(tx, "parent", store.TermOf(string(ca)), page.Request{Limit: page.MaxLimit})
+	if err != nil {
+		return err
+	}
+	for _, child := range below.Items {
+		if child.Certificate == nil || child.State == CARevoked {
+			continue
+		}
+		cert, err := x509.ParseCertificate(child.Certificate)
+		if err != nil {
+			return err
+		}
+		pool.AddCert(cert)
+		if err := addBelow(tx, pool, child.ID, depth-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"encoding/pem"
+
+	"github.com/labstack/echo/v4"
+
+	"keystead/identity"
+	"keystead/pki"
+)
+
+// buildPKI opens the CAs.
+func (s *Server) buildPKI(ctx context.Context) error {
+	key, err := secretNamed(ctx, s.DB, s.box, journalSecret)
+	if err != nil {
+		return err
+	}
+	journal, err := pki.OpenJournal(filepath.Join(s.Config.Data, "revocations.log"), key)
+	if err != nil {
+		return err
+	}
+	s.closers = append(s.closers, journal.Close)
+	s.PKI = &pki.Service{
+		DB: s.DB, Audit: s.Audit, Devices: s.Devices, Log: s.Log, Now: s.Now, Journal: journal,
+		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")},
+	}
+	s.setPublicHTTP(s.Config.HTTP.Listen)
+	return s.PKI.Start(ctx)
+}
+
+// setPublicHTTP tells the PKI where clients reach the plain HTTP listener: at the
+// host of the public URL, and the port it is bound to. A port that is not known yet
+// leaves the pointers to CRLs and OCSP out.
+func (s *Server) setPublicHTTP(listen string) {
+	s.PKI.PublicHTTP = s.Config.PKI.PublicHTTP
+	_, port, err := net.SplitHostPort(listen)
+	if s.PKI.PublicHTTP != "" || err != nil || port == "0" {
+		return
+	}
+	host := "localhost"
+	if u, err := url.Parse(s.Config.PublicURL); err == nil && u.Hostname() != "" {
+		host = u.Hostname()
+	}
+	if port != "80" {
+		s.PKI.PublicHTTP = "http://" + net.JoinHostPort(host, port)
+	} else {
+		s.PKI.PublicHTTP = "http://" + host
+	}
+}
+
+// firstCAs makes a root and an issuing CA for the default organisation, and the
+// server's own certificate, and writes what clients are to trust to ca.pem.
+func (s *Server) firstCAs(ctx context.Context) error {
+	org, err := s.Accounts.DefaultOrganisation(ctx)
+	if err != nil {
+		return err
+	}
+	issuing, err := s.PKI.EnsureOrg(ctx, org, "Keystead")
+	if err != nil {
+		return err
+	}
+	if err := s.renewCertificate(ctx, org); err != nil {
+		return err
+	}
+	s.tasks = append(s.tasks, task{"certificate", func(ctx context.Context) error { return s.keepCertificate(ctx, org) }})
+	path, err := s.PKI.Path(ctx, issuing.ID)
+	if err != nil {
+		return err
+	}
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: path[len(path)-1].Raw})
+	file := filepath.Join(s.Config.Data, "ca.pem")
+	if kept, err := os.ReadFile(file); err == nil && string(kept) == string(root) {
+		return nil
+	}
+	return writeFile(file, root, 0o644)
+}
+
+// renewCertificate takes the server's own certificate, a new one if it is time.
+func (s *Server) renewCertificate(ctx context.Context, org string) error {
+	if s.Config.TLS.Certificate != "" {
+		return nil // one from elsewhere
+	}
+	c, err := s.PKI.ServerCertificate(ctx, org, s.Config.TLS.Names)
+	if err != nil {
+		return err
+	}
+	s.tls.set(c)
+	return nil
+}
+
+const certificateCheck = time.Hour
+
+func (s *Server) keepCertificate(ctx context.Context, org string) error {
+	tick := time.NewTicker(certificateCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			if err := s.renewCertificate(ctx, org); err != nil {
+				s.Log.ErrorContext(ctx, "the server's own certificate was not renewed; trying again later", slog.Any("error", err))
+			}
+		}
+	}
+}
+
+// publicPKIRoutes are what plain HTTP serves: it is signed, and needed before a
+// client can trust anything.
+func (s *Server) publicPKIRoutes() []route {
+	return []route{
+		{method: http.MethodGet, path: "/crl/:ca/:file", need: identity.Public, handle: s.crl},
+		{method: http.MethodGet, path: "/ca/:file", need: identity.Public, handle: s.caCertificate},
+	}
+}
+
+func (s *Server) crl(c echo.Context) error {
+	shard, err := pki.CRLPath(strings.TrimSuffix(c.Param("file"), ".crl"))
+	if err != nil {
+		return err
+	}
+	crl, err := s.PKI.CRL(c.Request().Context(), pki.CAID(c.Param("ca")), shard)
+	if err != nil {
+		return err
+	}
+	h := c.Response().Header()
+	h.Set("ETag", `"`+pki.Fingerprint(crl.DER)[:32]+`"`)
+	h.Set("Last-Modified", crl.IssuedAt.Format(http.TimeFormat))
+	h.Set("Expires", crl.Expires.Format(http.TimeFormat))
+	h.Set("Cache-Control", "public, max-age=60")
+	if c.Request().Header.Get("If-None-Match") == h.Get("ETag") {
+		return c.NoContent(http.StatusNotModified)
+	}
+	return c.Blob(http.StatusOK, "application/pkix-crl", crl.DER)
+}
+
+func (s *Server) caCertificate(c echo.Context) error {
+	path, err := s.PKI.Path(c.Request().Context(), pki.CAID(strings.TrimSuffix(c.Param("file"), ".cer")))
+	if err != nil {
+		return err
+	}
+	return c.Blob(http.StatusOK, "application/pkix-cert", path[0].Raw)
+}
