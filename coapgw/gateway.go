@@ -151,6 +151,16 @@ func (g *Gateway) Close() {
 	}
 }
 
+// Sessions returns the sessions there are.
+func (g *Gateway) Sessions() []coap.Session {
+	all := g.sessions.all()
+	list := make([]coap.Session, len(all))
+	for i, s := range all {
+		list[i] = s
+	}
+	return list
+}
+
 // spawn runs fn on a goroutine of its own, which Run waits for.
 func (g *Gateway) spawn(where string, fn func()) {
 	g.work.Go(func() { g.guard(where, fn) })

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"net"
@@ -284,7 +285,9 @@ type client struct {
 
 func (c *client) close() {
 	c.conn.Close()
-	c.socket.Close()
+	if c.socket != nil {
+		c.socket.Close()
+	}
 }
 
 func (c *client) write(m *coap.Message) {
@@ -374,5 +377,101 @@ func (w *world) files(cn string) []string {
 		"-c", write("client.crt", "CERTIFICATE", cert.Certificate[0]),
 		"-j", write("client.key", "EC PRIVATE KEY", must(x509.MarshalECPrivateKey(cert.PrivateKey.(*ecdsa.PrivateKey)))),
 		"-C", write("ca.crt", "CERTIFICATE", w.ca.cert.Raw),
+	}
+}
+
+// alertOf tries a handshake that must fail and returns what alert the client got, "" for none.
+func (w *world) alertOf(opts []dtls.ClientOption) string {
+	w.t.Helper()
+	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer socket.Close()
+	conn, err := dtls.ClientWithOptions(socket, net.UDPAddrFromAddrPort(w.udp), opts...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 700*time.Millisecond)
+	defer cancel()
+	err = conn.HandshakeContext(ctx)
+	switch {
+	case err == nil:
+		return "a session"
+	case ctx.Err() != nil:
+		return ""
+	}
+	return err.Error()
+}
+
+// dialTCP opens a TLS connection with at most one certificate.
+func (w *world) dialTCP(certs ...tls.Certificate) (*client, error) {
+	pool := x509.NewCertPool()
+	pool.AddCert(w.ca.cert)
+	conn, err := tls.Dial("tcp", w.tcp.String(), &tls.Config{RootCAs: pool, ServerName: "localhost", Certificates: certs, NextProtos: []string{"coap"}})
+	if err != nil {
+		return nil, err
+	}
+	c := &client{t: w.t, conn: &framed{Conn: conn}, socket: nil}
+	return c, nil
+}
+
+func (w *world) mustDialTCP(certs ...tls.Certificate) *client {
+	w.t.Helper()
+	c, err := w.dialTCP(certs...)
+	if err != nil {
+		w.t.Fatalf("handshake: %v", err)
+	}
+	w.t.Cleanup(c.close)
+	return c
+}
+
+// framed makes datagrams of a stream of messages, so that one client does for both.
+type framed struct {
+	net.Conn
+	buf []byte
+}
+
+func (f *framed) Write(b []byte) (int, error) {
+	m, err := coap.Parse(b)
+	if err != nil {
+		return 0, err
+	}
+	return f.Conn.Write(m.AppendStream(nil))
+}
+
+func (f *framed) Read(b []byte) (int, error) {
+	for {
+		m, n, err := coap.ParseStream(f.buf, 1<<20)
+		if err != nil {
+			return 0, err
+		}
+		if n > 0 {
+			k := copy(b, m.Append(nil))
+			f.buf = f.buf[n:]
+			return k, nil
+		}
+		more := make([]byte, 4096)
+		k, err := f.Conn.Read(more)
+		if k == 0 && err != nil {
+			return 0, err
+		}
+		f.buf = append(f.buf, more[:k]...)
+	}
+}
+
+// isClosed reports whether the gateway closes the session within some seconds.
+func (c *client) isClosed() bool {
+	buf := make([]byte, 8192)
+	_ = c.conn.SetReadDeadline(time.Now().Add(4 * time.Second))
+	for {
+		_, err := c.conn.Read(buf)
+		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+			return false
+		}
+		if err != nil {
+			return true
+		}
 	}
 }

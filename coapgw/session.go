@@ -451,18 +451,6 @@ func (t *sessions) remove(s *session) {
 	}
 }
 
-func (t *sessions) get(id string) *session {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.byID[id]
-}
-
-func (t *sessions) len() int {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return len(t.byID)
-}
-
 // of returns the sessions of a device.
 func (t *sessions) of(device string) []*session {
 	t.mu.RLock()
