@@ -56,6 +56,7 @@ type handshake struct {
 	muted    bool
 	count    int      // datagrams that came
 	early    [][]byte // those with protected records: they may hold requests
+	heir     *dgram   // the session it has become
 	next     uint64   // the number of our next record of epoch 1
 	flight   []byte   // the datagram with our Finished
 	slot     bool     // it holds one of u.cpu
@@ -76,6 +77,7 @@ type peer struct {
 	suite dtls.CipherSuiteID
 	psk   string
 	chain [][]byte
+	tls13 bool
 	actor identity.Actor
 	known bool
 	epoch uint64
@@ -203,11 +205,15 @@ const lookupTimeout = 5 * time.Second
 // handshakes of every kind pass. A session of a device that is suspended, or by
 // a credential that is revoked, does not come to be.
 func (h *handshake) verify(state *dtls.State) error {
-	h.state.suite = state.CipherSuiteID
-	if suites[state.CipherSuiteID].psk { // a certificate in a PSK handshake proves nothing
-		h.state.psk = string(state.IdentityHint)
+	return h.resolve(state.CipherSuiteID, state.IdentityHint, state.PeerCertificates)
+}
+
+func (h *handshake) resolve(id dtls.CipherSuiteID, hint []byte, chain [][]byte) error {
+	h.state = peer{suite: id}
+	if suites[id].psk { // a certificate in a PSK handshake proves nothing
+		h.state.psk = string(hint)
 	} else {
-		h.state.chain = state.PeerCertificates
+		h.state.chain = chain
 	}
 	proof, err := h.u.gw.proof(identity.CoAPUDP, h.addr, h.state.psk, h.state.chain)
 	if err != nil {
@@ -279,7 +285,7 @@ func (h *handshake) handOver(conn *dtls.Conn) error {
 		old.session.end("replaced by a new session from the same address", false)
 	}
 	d.session.admitted()
-	for _, b := range h.held() {
+	for _, b := range h.inherit(d) {
 		d.datagram(h.addr, b)
 	}
 	return nil
@@ -327,6 +333,11 @@ func (h *handshake) mute() {
 // full socket.
 func (h *handshake) push(b []byte) {
 	h.mu.Lock()
+	if heir := h.heir; heir != nil {
+		h.mu.Unlock()
+		heir.datagram(h.addr, b)
+		return
+	}
 	if h.count++; h.count > maxHandshakeDatagrams {
 		h.resigned, h.muted = true, true
 		h.mu.Unlock()
@@ -351,13 +362,14 @@ func (h *handshake) push(b []byte) {
 	}
 }
 
-// held returns the datagrams with protected records that came during the
-// handshake. pion has seen them too, but what it read of them went nowhere.
-func (h *handshake) held() [][]byte {
+// inherit returns the datagrams with protected records that came during the
+// handshake, and has d get those that still find their way here. pion has seen
+// them too, but what it read of them went nowhere.
+func (h *handshake) inherit(d *dgram) [][]byte {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	held := h.early
-	h.early = nil
+	h.early, h.heir = nil, d
 	return held
 }
 

@@ -104,8 +104,17 @@ func (r *resumption) Set(_ []byte, s dtls.Session) error {
 
 // Get implements dtls.SessionStore. No session is the zero session.
 func (r *resumption) Get(id []byte) (dtls.Session, error) {
-	r.h.offered = append([]byte(nil), id...)
-	return r.get(id), nil
+	s := r.get(id)
+	if len(s.ID) == 0 {
+		return s, nil
+	}
+	// An abbreviated handshake is over for the client before it is for us.
+	// Who is refused had better know: it gets a full one.
+	if err := r.h.resolve(s.CipherSuiteID, s.IdentityHint, s.PeerCertificates); err != nil {
+		return dtls.Session{}, r.Del(id)
+	}
+	r.h.offered = s.ID
+	return s, nil
 }
 
 // Del implements dtls.SessionStore.

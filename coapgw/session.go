@@ -37,6 +37,7 @@ type session struct {
 	since     int64 // unix nanoseconds
 	psk       string
 	chain     [][]byte // DER, leaf first
+	tls13     bool
 
 	seen     atomic.Int64 // unix nanoseconds
 	received atomic.Uint64
@@ -77,7 +78,7 @@ func newSession(gw *Gateway, l link, transport identity.Transport, p peer) *sess
 	now := gw.Now()
 	s := &session{
 		gw: gw, link: l, id: id.New(now), transport: transport, since: now.UnixNano(),
-		psk: p.psk, chain: p.chain, actor: p.actor, known: p.known, epoch: p.epoch,
+		psk: p.psk, chain: p.chain, tls13: p.tls13, actor: p.actor, known: p.known, epoch: p.epoch,
 	}
 	s.seen.Store(now.UnixNano())
 	return s
@@ -185,7 +186,7 @@ func (s *session) Chain() []*x509.Certificate {
 
 // Proof implements coap.Session.
 func (s *session) Proof() identity.Proof {
-	return identity.Proof{Chain: s.Chain(), PSK: s.psk, Transport: s.transport, Remote: s.link.remote()}
+	return identity.Proof{Chain: s.Chain(), PSK: s.psk, Transport: s.transport, TLS13: s.tls13, Remote: s.link.remote()}
 }
 
 // Actor implements coap.Session.

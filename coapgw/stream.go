@@ -67,6 +67,12 @@ func listenTCP(gw *Gateway, addr string) (*tcp, error) {
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return gw.Certificate(hello.ServerName)
 		},
+		// Full and resumed handshakes alike come by here. All share this
+		// configuration, and with it the keys of the tickets.
+		VerifyConnection: func(state tls.ConnectionState) error {
+			_, err := t.resolve(state, netip.AddrPort{})
+			return err
+		},
 	}
 	return t, nil
 }
@@ -160,26 +166,15 @@ func (t *tcp) serve(raw net.Conn) {
 
 func (t *tcp) handshake(raw net.Conn) (*stream, error) {
 	at := addrOf(raw)
-	var p peer
-	config := t.config.Clone()
-	config.VerifyConnection = func(state tls.ConnectionState) error { // full and resumed handshakes alike
-		for _, c := range state.PeerCertificates {
-			p.chain = append(p.chain, c.Raw)
-		}
-		proof, err := t.gw.proof(identity.CoAPTCP, at, "", p.chain)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(t.gw.ctx, lookupTimeout)
-		defer cancel()
-		p.actor, p.known, p.epoch, err = t.gw.resolve(ctx, proof)
-		return err
-	}
-	conn := tls.Server(raw, config)
+	conn := tls.Server(raw, t.config)
 	ctx, cancel := context.WithTimeout(t.gw.ctx, t.gw.HandshakeTimeout)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("coapgw: tls: %w", err)
+	}
+	p, err := t.resolve(conn.ConnectionState(), at)
+	if err != nil {
+		return nil, err
 	}
 	st := &stream{gw: t.gw, conn: conn, at: at, slots: make(chan struct{}, maxActive), peerMax: baseMessageSize}
 	st.session = newSession(t.gw, st, identity.CoAPTCP, p)
@@ -190,6 +185,23 @@ func (t *tcp) handshake(raw net.Conn) (*stream, error) {
 	csm := coap.Message{Code: coap.CSM}
 	csm.Options = csm.Options.AddUint(csmMaxMessageSize, maxStreamMessage).Add(csmBlockwise, nil)
 	return st, st.send(&csm)
+}
+
+// resolve says who is at the other end of a connection.
+func (t *tcp) resolve(state tls.ConnectionState, from netip.AddrPort) (p peer, err error) {
+	for _, c := range state.PeerCertificates {
+		p.chain = append(p.chain, c.Raw)
+	}
+	proof, err := t.gw.proof(identity.CoAPTCP, from, "", p.chain)
+	if err != nil {
+		return p, err
+	}
+	proof.TLS13 = state.Version >= tls.VersionTLS13
+	ctx, cancel := context.WithTimeout(t.gw.ctx, lookupTimeout)
+	defer cancel()
+	p.tls13 = proof.TLS13
+	p.actor, p.known, p.epoch, err = t.gw.resolve(ctx, proof)
+	return p, err
 }
 
 // read takes messages until the peer ends, or breaks the rules.
