@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -115,7 +116,7 @@ func TestLibcoap(t *testing.T) {
 		check("links", run(append(key, url+"/.well-known/core")...), `</whoami>;rt="keystead.whoami"`)
 		check("a path that is not there", run(append(key, url+"/nowhere")...), "4.04")
 		for _, size := range []int{5000, 16000} {
-			path := filepath.Join(dir, fmt.Sprint(size))
+			path := filepath.Join(dir, strconv.Itoa(size))
 			body := bytes.Repeat([]byte("0123456789"), size/10)
 			if err := os.WriteFile(path, body, 0o600); err != nil {
 				t.Fatal(err)

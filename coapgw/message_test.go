@@ -2,7 +2,7 @@ package coapgw_test
 
 import (
 	"bytes"
-	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -359,7 +359,7 @@ func TestAResetEndsAnObservation(t *testing.T) {
 	c := w.mustDial(psk("dev1", testKey)...)
 	c.do(coap.GET, "/text", coap.Options{}.AddUint(coap.Observe, 0), nil)
 	for i, want := range []bool{true, false} {
-		f.text.Store(fmt.Sprint(i))
+		f.text.Store(strconv.Itoa(i))
 		for _, s := range w.gw.Sessions() {
 			s.Notify("/text")
 		}
@@ -410,6 +410,7 @@ func TestTheServerCallsTheDeviceBack(t *testing.T) {
 				b.More = end < len(stored)
 				answer.Code, answer.Payload = coap.Content, stored[b.Offset():end]
 				answer.Options = answer.Options.Add(coap.Block2, b.Value())
+			default:
 			}
 			c.write(answer)
 		}
