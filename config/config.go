@@ -18,6 +18,7 @@ import (
 	"keystead/outbound"
 	"keystead/pki"
 	"keystead/seal"
+	"keystead/tokens"
 )
 
 // Config is the whole configuration.
@@ -41,6 +42,7 @@ type Config struct {
 	Log       Log         `mapstructure:"log"`
 
 	Webhook outbound.Config `mapstructure:"webhook"`
+	Tokens  tokens.Config   `mapstructure:"tokens"`
 
 	origins map[string]Origin
 }
@@ -66,6 +68,7 @@ func Default() Config {
 		Audit:     Audit{CheckpointEvery: 1000, CheckpointInterval: time.Hour, FailuresPerMinute: 20},
 		Backup:    Backup{Keep: 7},
 		Log:       Log{Level: "info", Format: "auto"},
+		Tokens:    tokens.DefaultConfig(),
 	}
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"keystead/identity"
 	"keystead/psk"
 	"keystead/store/bolt"
+	"keystead/tokens"
 )
 
 // Build assembles a server: it opens the store, makes on first start what there
@@ -48,6 +50,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildPSK,
 		s.buildThings,
 		s.buildPKI,
+		s.buildTokens,
 
 		// transports, a line each: est, lwm2m
 		s.buildCoAP, // after those whose routes it mounts
@@ -117,6 +120,15 @@ func (s *Server) buildPSK(context.Context) error {
 	s.PSK = &psk.Service{DB: s.DB, Devices: s.Devices, Audit: s.Audit, Box: s.keys.Box("psk"), Now: s.Now}
 	s.PSK.Observe()
 	return nil
+}
+
+// buildTokens opens the keys that tokens are signed with.
+func (s *Server) buildTokens(ctx context.Context) error {
+	cfg := s.Config.Tokens
+	cfg.Issuer = cmp.Or(cfg.Issuer, s.Config.PublicURL, "https://keystead.local")
+	s.Tokens = &tokens.Service{DB: s.DB, Audit: s.Audit, Box: s.keys.Box("signing key"), Now: s.Now, Config: cfg}
+	s.every("signing keys", sweepEvery, s.Tokens.Sweep)
+	return s.Tokens.Start(ctx)
 }
 
 // directAddr is the address of the peer itself.

@@ -30,6 +30,7 @@ import (
 	"keystead/seal"
 	"keystead/store"
 	"keystead/thingkeys"
+	"keystead/tokens"
 )
 
 // Server is the assembled product. Its fields are the rooms it is made of; see
@@ -49,6 +50,7 @@ type Server struct {
 	PSK        *psk.Service
 	Things     *thingkeys.Service
 	Events     *events.Service
+	Tokens     *tokens.Service
 	Resolver   identity.Resolver // the methods of every credential, the same on every listener
 
 	// ClientAddr says where a request comes from; forwarded addresses count
@@ -94,6 +96,7 @@ func (s *Server) routes() []route {
 		s.accessKeyRoutes(),
 		s.identityRoutes(),
 		s.pskRoutes(),
+		s.tokenRoutes(),
 		s.webhookRoutes(),
 		s.keyRoutes(),
 		s.userRoutes(),

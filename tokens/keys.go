@@ -310,7 +310,7 @@ func jwk(public crypto.PublicKey) (JWK, error) {
 func bigEndian(e int) []byte {
 	var b []byte
 	for ; e > 0; e >>= 8 {
-		b = append([]byte{byte(e)}, b...) //nolint:gosec // G115: the low byte is meant
+		b = append([]byte{byte(e)}, b...)
 	}
 	return b
 }

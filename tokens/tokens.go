@@ -9,6 +9,7 @@ package tokens
 
 import (
 	"context"
+	"maps"
 	"sync/atomic"
 	"time"
 
@@ -35,19 +36,6 @@ var (
 	Access   = Kind{"at+jwt", "api"}            // of an OAuth client (RFC 9068)
 	Identity = Kind{"id+jwt", ""}               // OpenID Connect ID token; the audience is the client
 )
-
-// Config is what an operator may choose.
-type Config struct {
-	Issuer      string        `mapstructure:"issuer"`       // the "iss" claim; the public URL if empty
-	Algorithm   Algorithm     `mapstructure:"algorithm"`    // of new keys: EdDSA, ES256 or RS256
-	RotateEvery time.Duration `mapstructure:"rotate_every"` // 0 for by command only
-	MaxTTL      time.Duration `mapstructure:"max_ttl"`      // longest life of any token; how long old keys verify
-}
-
-// DefaultConfig is what an empty configuration gives.
-func DefaultConfig() Config {
-	return Config{Algorithm: EdDSA, RotateEvery: 90 * 24 * time.Hour, MaxTTL: 7 * 24 * time.Hour}
-}
 
 // Limits on tokens.
 const (
@@ -121,9 +109,7 @@ func (s *Service) Issue(k Kind, n New) (string, Token, error) {
 	if t.ID == "" {
 		t.ID = id.New(s.Now())
 	}
-	for name, v := range n.Extra {
-		t.claims[name] = v
-	}
+	maps.Copy(t.claims, n.Extra)
 	audience := k.Audience
 	if audience == "" {
 		audience = n.Audience
