@@ -1,12 +1,17 @@
 package cli_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -21,12 +26,18 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// TestScripts runs testdata/script: commands with what they print and how they end.
+// TestScripts runs testdata/script: commands with what they print and how they
+// end. A script that says "serve" has a server of its own, in $WORK/data, where
+// commands look by themselves.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":   exits,
+			"serve":   serve,
+			"capture": capture,
+		},
 	})
 }
 
@@ -44,5 +55,49 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if got := strconv.Itoa(code); got != args[0] {
 		ts.Fatalf("got exit code %s, want %s", got, args[0])
+	}
+}
+
+// capture puts the words of the last line a command printed, separated by
+// commas, into variables: "capture ID _ DEVICE".
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	lines := strings.Split(strings.TrimSpace(ts.ReadFile("stdout")), "\n")
+	words := strings.Split(lines[len(lines)-1], ",")
+	if neg || len(words) < len(args) {
+		ts.Fatalf("the last line has %d words, not %d: %s", len(words), len(args), lines[len(lines)-1])
+	}
+	for i, name := range args {
+		ts.Setenv(name, words[i])
+	}
+}
+
+// serve runs a server, in this process, as long as the script; what follows are
+// arguments of keystead serve.
+func serve(ts *testscript.TestScript, _ bool, args []string) {
+	data := ts.MkAbs("data")
+	args = append([]string{
+		"serve", "--data", data, "--set", "https.listen=127.0.0.1:0", "--set", "http.listen=127.0.0.1:0",
+		"--set", "ops.listen=127.0.0.1:0", "--set", "coap.udp=127.0.0.1:0", "--set", "coap.tcp=127.0.0.1:0",
+	}, args...)
+	ctx, cancel := context.WithCancel(context.Background())
+	var out, logs bytes.Buffer
+	done := make(chan int, 1)
+	go func() {
+		done <- cli.Main(ctx, args, strings.NewReader(""), &out, &logs, func(string) string { return "" })
+	}()
+	ts.Defer(func() {
+		cancel()
+		if code := <-done; code != 0 {
+			_, _ = io.Copy(os.Stderr, &logs)
+			ts.Fatalf("the server ended with %d", code)
+		}
+	})
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(data, "endpoints.json")); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the server is not ready after a minute")
+		}
 	}
 }

@@ -68,9 +68,11 @@ func TestAFullDisk(t *testing.T) {
 	}
 	// A disk of its own, of 20 MB, in a mount namespace of its own: the server is
 	// the process that unshare becomes.
-	s.launch("unshare", append([]string{"--map-root-user", "--mount", "sh", "-c",
+	s.launch("unshare", append([]string{
+		"--map-root-user", "--mount", "sh", "-c",
 		`mount -t tmpfs -o size=20m,mode=700 tmpfs "$0" && head -c 9m /dev/zero >"$0/ballast" && exec "$@"`,
-		data, bin, "serve", "--data", data}, s.args...)...)
+		data, bin, "serve", "--data", data,
+	}, s.args...)...)
 	s.data = fmt.Sprintf("/proc/%d/root%s", s.cmd.Process.Pid, data)
 	s.ready()
 	k := s.textPSK()

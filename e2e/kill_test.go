@@ -5,6 +5,7 @@ package e2e_test
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -127,8 +128,7 @@ func (l *ledger) check(t *testing.T, round int, s *server) {
 	}
 	clear(l.doubts)
 	// One that is active still gets in.
-	for i := len(l.keys) - 1; i >= 0; i-- {
-		k := l.keys[i]
+	for _, k := range slices.Backward(l.keys) {
 		if l.states[k.Device] != "active" {
 			continue
 		}

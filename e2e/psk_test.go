@@ -71,7 +71,7 @@ func essence(r result) string {
 	var lines []string
 	for line := range strings.Lines(r.all()) {
 		var words []string
-		for _, w := range strings.Fields(line) {
+		for w := range strings.FieldsSeq(line) {
 			if !strings.ContainsAny(w, "0123456789") {
 				words = append(words, w)
 			}
