@@ -19,6 +19,7 @@ var commands = []func(*app) *cobra.Command{
 	serveCommand,
 	whoamiCommand,
 	deviceCommand,
+	sessionCommand,
 	pskCommand,
 	configCommand,
 	auditCommand,

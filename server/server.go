@@ -91,6 +91,7 @@ func (s *Server) routes() []route {
 	for _, table := range [][]route{
 		s.whoamiRoutes(),
 		s.deviceRoutes(),
+		s.sessionRoutes(),
 		s.entryRoutes(),
 		s.oauthRoutes(),
 		s.accessKeyRoutes(),
