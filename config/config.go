@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"keystead/coapgw"
+	"keystead/est"
 	"keystead/outbound"
 	"keystead/pki"
 	"keystead/seal"
@@ -33,6 +34,7 @@ type Config struct {
 	Ops       Listener    `mapstructure:"ops"`
 	TLS       TLS         `mapstructure:"tls"`
 	PKI       pki.Config  `mapstructure:"pki"`
+	EST       est.Config  `mapstructure:"est"`
 	Timeouts  Timeouts    `mapstructure:"timeouts"`
 	Limits    Limits      `mapstructure:"limits"`
 	MasterKey seal.Source `mapstructure:"master_key"`
@@ -64,6 +66,7 @@ func Default() Config {
 			PerAddress: Rate{PerSecond: 100, Burst: 400}, PerCredential: Rate{PerSecond: 50, Burst: 200}, Failures: Rate{PerSecond: 1.0 / 3, Burst: 20},
 			Tracked: 100_000,
 		},
+		EST:       est.DefaultConfig(),
 		MasterKey: seal.DefaultSource(),
 		Audit:     Audit{CheckpointEvery: 1000, CheckpointInterval: time.Hour, FailuresPerMinute: 20},
 		Backup:    Backup{Keep: 7},

@@ -52,7 +52,8 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildPKI,
 		s.buildTokens,
 
-		// transports, a line each: est, lwm2m
+		s.buildEST,
+		// transports, a line each: lwm2m
 		s.buildCoAP, // after those whose routes it mounts
 	} {
 		if err := build(ctx); err != nil {

@@ -68,6 +68,10 @@ func (s *Server) firstCAs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.EST.DefaultOrg = org
+	if err := s.EST.EnsureDefault(ctx, org); err != nil {
+		return err
+	}
 	if err := s.renewCertificate(ctx, org); err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"keystead/coapgw"
 	"keystead/config"
 	"keystead/devices"
+	"keystead/est"
 	"keystead/events"
 	"keystead/identity"
 	"keystead/pki"
@@ -47,6 +48,7 @@ type Server struct {
 	CoAP       *coapgw.Gateway
 	AccessKeys *accesskeys.Service
 	PKI        *pki.Service
+	EST        *est.Service
 	PSK        *psk.Service
 	Things     *thingkeys.Service
 	Events     *events.Service
@@ -104,6 +106,11 @@ func (s *Server) routes() []route {
 		s.orgRoutes(),
 		s.thingRoutes(),
 		s.auditRoutes(),
+		s.certificateRoutes(),
+		s.profileRoutes(),
+		s.dmsRoutes(),
+		s.enrolmentTokenRoutes(),
+		s.estRoutes(),
 		s.docRoutes(),
 	} {
 		all = append(all, table...)

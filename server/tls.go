@@ -32,7 +32,9 @@ func (t *tlsIdentity) config() *tls.Config {
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: t.get,
 		ClientAuth:     tls.RequestClientCert,
-		NextProtos:     []string{"h2", "http/1.1"},
+		// An EST answer in one record: some clients are lost on several.
+		DynamicRecordSizingDisabled: true,
+		NextProtos:                  []string{"h2", "http/1.1"},
 		CipherSuites: []uint16{ // of TLS 1.2: forward secret and authenticated only
 			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
