@@ -50,6 +50,12 @@ func (s *server) roots() *x509.CertPool {
 	return pool
 }
 
+// tls is what clients of the HTTPS listener start from.
+func (s *server) tls() *tls.Config {
+	s.t.Helper()
+	return &tls.Config{RootCAs: s.roots(), MinVersion: tls.VersionTLS12}
+}
+
 // dial opens a session from a port of its own.
 func (s *server) dial(opts ...dtls.ClientOption) (*session, error) {
 	s.t.Helper()

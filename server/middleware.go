@@ -204,7 +204,8 @@ func allow(a identity.Actor, need identity.Need) error {
 			return fault.New(fault.Forbidden, "only a user may do this")
 		}
 		return nil
-	case identity.Platform, identity.OrgAdmin, identity.OrgRead: // the needs that reach beyond one organisation
+	case identity.Platform, identity.OrgAdmin, identity.OrgRead, // the needs that reach beyond one organisation,
+		identity.AccountRead, identity.AccountWrite: // and those of who belongs to none yet
 	default:
 		if a.Kind == identity.User && a.Org == "" {
 			return fault.New(fault.Forbidden, "this is done within an organisation; use an access key of one")
