@@ -49,7 +49,6 @@ type Service struct {
 // Config is what an operator may choose. The zero value of a field means its default.
 type Config struct {
 	PublicURL          string        // where links in mails lead
-	Issuer             string        // of login keys and OAuth tokens; PublicURL if empty
 	LoginTTL           time.Duration // of login keys; default one hour
 	RecoveryTTL        time.Duration // of recovery keys; default 15 minutes
 	InviteTTL          time.Duration // of invites; default a week
@@ -69,14 +68,51 @@ type Mailer interface {
 	Send(ctx context.Context, to, subject, text string) error
 }
 
-// Tokens signs claims as a JSON Web Token of a type (its typ header), and reads
-// those it signed. Claims are a JSON object; lifetimes are the caller's business.
+// Tokens makes and reads the signed tokens of users.
 type Tokens interface {
-	Sign(ctx context.Context, typ string, claims []byte) (string, error)
-	// Verify returns the claims of a token of one of the types, and which; its signature is
-	// good. For text that is no token of these types it returns
-	// [identity.ErrNotMine]; for one with a bad signature, Unauthenticated.
-	Verify(ctx context.Context, token string, types ...string) (typ string, claims []byte, err error)
+	// Issue makes a token of what t says; its times are set.
+	Issue(t Token) (text string, made Token, err error)
+	// Verify returns what a login or access token says that was made here and is in its
+	// time. For text that is neither it returns [identity.ErrNotMine]; for one that does not
+	// verify, Unauthenticated.
+	Verify(text string) (Token, error)
+}
+
+// TokenKind is a kind of signed token; none passes for another.
+type TokenKind string
+
+// The kinds of signed tokens of users.
+const (
+	LoginToken  TokenKind = "login"
+	AccessToken TokenKind = "access" // of an OAuth client
+	IDToken     TokenKind = "id"     // of OpenID Connect; nobody logs in with it here
+)
+
+// Token is what a signed token says.
+type Token struct {
+	Kind      TokenKind
+	ID        string
+	Subject   string
+	Audience  string // of an ID token
+	Org       string
+	Epoch     uint64
+	TTL       time.Duration
+	ExpiresAt time.Time
+	Extra     map[string]any
+}
+
+// text returns a claim that is a text, "" if it is not there or something else.
+func (t Token) text(claim string) string {
+	v, _ := t.Extra[claim].(string) //nolint:errcheck // "" is what it is then
+	return v
+}
+
+// time returns a claim that is a time, zero if it is not there or something else.
+func (t Token) time(claim string) time.Time {
+	if v, ok := t.Extra[claim].(float64); ok && v > 0 {
+		return time.Unix(int64(v), 0).UTC()
+	}
+	return time.Time{}
 }
 
 // Start readies the service. Call it once, after the fields are filled in.

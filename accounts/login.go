@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,35 +15,6 @@ import (
 	"keystead/store"
 	"keystead/throttle"
 )
-
-// loginType is the typ header of login keys; no other token has it.
-const loginType = "login+jwt"
-
-// keyType is the number of a kind of key on the wire.
-type keyType int
-
-// The kinds of keys, as the wire numbers them.
-const (
-	loginKey keyType = iota
-	recoveryKey
-	apiKey
-)
-
-// loginClaims is what a login key says.
-type loginClaims struct {
-	Issuer   string  `json:"iss"`
-	Audience string  `json:"aud"`
-	Subject  string  `json:"sub"`
-	IssuerID string  `json:"issuer_id"` // the subject again, for clients that look there
-	Email    string  `json:"email,omitempty"`
-	Type     keyType `json:"type"`
-	ID       string  `json:"jti"`
-	Issued   int64   `json:"iat"`
-	NotYet   int64   `json:"nbf"`
-	Expires  int64   `json:"exp"`
-	Epoch    uint64  `json:"ep"`
-	Factor   int64   `json:"mfa_time,omitempty"` // when the second factor was given
-}
 
 // logins limits attempts to guess.
 type logins struct {
@@ -166,54 +135,52 @@ func (s *Service) userByEmail(ctx context.Context, email string) (u User, err er
 	return u, err
 }
 
+// Numbers of the kinds of keys on the wire.
+const loginKeyType = 0
+
 // LoginKey returns a new login key of a user who has just logged in.
-func (s *Service) LoginKey(ctx context.Context, u User, factor time.Time) (text string, expires time.Time, err error) {
-	now := s.Now().UTC()
-	expires = now.Add(s.Config.LoginTTL).Truncate(time.Second)
-	c := loginClaims{
-		Issuer: s.issuer(), Audience: "api", Subject: u.ID, IssuerID: u.ID, Email: u.Email, Type: loginKey,
-		ID: id.New(now), Issued: now.Unix(), NotYet: now.Unix(), Expires: expires.Unix(), Epoch: u.Epoch,
+func (s *Service) LoginKey(u User, factor time.Time) (text string, expires time.Time, err error) {
+	// The user's id stands in issuer_id again, and the kind of key in type, for
+	// clients that look there.
+	t := Token{
+		Kind: LoginToken, Subject: u.ID, Epoch: u.Epoch, TTL: s.Config.LoginTTL,
+		Extra: map[string]any{"issuer_id": u.ID, "type": loginKeyType},
+	}
+	if u.Email != "" {
+		t.Extra["email"] = u.Email
 	}
 	if !factor.IsZero() {
-		c.Factor = factor.Unix()
+		t.Extra[factorClaim] = factor.Unix()
 	}
-	b, err := json.Marshal(c)
-	if err != nil {
-		return "", expires, fmt.Errorf("accounts: login key: %w", err)
-	}
-	text, err = s.Tokens.Sign(ctx, loginType, b)
-	return text, expires, err
+	text, t, err = s.Tokens.Issue(t)
+	return text, t.ExpiresAt, err
 }
 
-func (s *Service) issuer() string {
-	if s.Config.Issuer != "" {
-		return s.Config.Issuer
-	}
-	return s.Config.PublicURL
-}
+// TokenClaims are the claims, beside those of every token, that say something here.
+var TokenClaims = []string{factorClaim, clientClaim, scopeClaim, deviceClaim, grantClaim}
 
-// verifyLogin returns the principal of a login key's claims.
-func (s *Service) verifyLogin(tx store.Tx, claims []byte, org string) (principal, error) {
-	var c loginClaims
-	if err := json.Unmarshal(claims, &c); err != nil {
-		return principal{}, ErrUnauthenticated
-	}
-	now := s.Now().Unix()
-	if c.Type != loginKey || c.Audience != "api" || c.Issuer != s.issuer() || c.Expires == 0 || now >= c.Expires || now+30 < c.NotYet {
-		return principal{}, fault.New(fault.Unauthenticated, "the login key has expired or is none; log in again")
-	}
-	u, err := s.alive(tx, c.Subject)
+// Claims of access tokens.
+const (
+	clientClaim = "client_id"
+	scopeClaim  = "scope"
+	deviceClaim = "device_id" // the device an authorization was asked for
+	grantClaim  = "grant"     // the record the token rests on
+)
+
+// factorClaim is when a second factor was given.
+const factorClaim = "mfa_time"
+
+// verifyLogin returns the principal of a login key.
+func (s *Service) verifyLogin(tx store.Tx, t Token, org string) (principal, error) {
+	u, err := s.alive(tx, t.Subject)
 	if err != nil {
 		return principal{}, err
 	}
-	if u.Epoch != c.Epoch {
+	if u.Epoch != t.Epoch {
 		return principal{}, fault.New(fault.Unauthenticated, "the login key was ended; log in again")
 	}
 	a, err := s.actor(tx, u, "", org)
-	a.Credential = identity.Credential{Kind: identity.LoginKey, ID: c.ID, ExpiresAt: time.Unix(c.Expires, 0).UTC()}
-	if c.Factor != 0 {
-		a.Credential.SecondFactor = time.Unix(c.Factor, 0).UTC()
-	}
+	a.Credential = identity.Credential{Kind: identity.LoginKey, ID: t.ID, ExpiresAt: t.ExpiresAt, SecondFactor: t.time(factorClaim)}
 	return principal{actor: a}, err
 }
 
@@ -230,7 +197,7 @@ type session struct {
 
 var sessionTable = store.NewTable("session",
 	store.Index[session]{Name: "user", Terms: func(x session) []store.Term { return store.Terms(x.User) }},
-	store.Index[session]{Name: "expires", Terms: func(x session) []store.Term { return store.Terms(x.Expires.UTC().Format(time.RFC3339)) }},
+	store.Index[session]{Name: "expires", Terms: func(x session) []store.Term { return store.Terms("", x.Expires.UTC().Format(time.RFC3339)) }},
 )
 
 const (
@@ -316,20 +283,29 @@ func (s *Service) sweep(ctx context.Context) error {
 		return err
 	}
 	now := s.Now().UTC()
+	if err := sweepTable(ctx, s.DB, sessionTable, now, func(x session) (string, time.Time) { return x.ID, x.Expires }); err != nil {
+		return err
+	}
+	return sweepTable(ctx, s.DB, consentTable, now, func(g consent) (string, time.Time) { return g.ID, g.Expires })
+}
+
+// sweepTable removes the records that are past their time.
+func sweepTable[T any](ctx context.Context, db store.Engine, t *store.Table[T], now time.Time, of func(T) (string, time.Time)) error {
 	var over []string
-	for x, err := range sessionTable.All(ctx, s.DB, "expires", "") {
+	for x, err := range t.All(ctx, db, "expires", store.TermOf("")) {
 		if err != nil {
 			return err
 		}
-		if x.Expires.After(now) {
+		key, expires := of(x)
+		if expires.After(now) {
 			break
 		}
-		over = append(over, x.ID)
+		over = append(over, key)
 	}
 	for batch := range slices.Chunk(over, store.MaxScan) {
-		err := s.DB.Update(ctx, func(tx store.Tx) error {
+		err := db.Update(ctx, func(tx store.Tx) error {
 			for _, key := range batch {
-				if _, err := sessionTable.Delete(tx, key); err != nil && !fault.Is(err, fault.NotFound) {
+				if _, err := t.Delete(tx, key); err != nil && !fault.Is(err, fault.NotFound) {
 					return err
 				}
 			}

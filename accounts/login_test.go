@@ -3,11 +3,13 @@ package accounts_test
 import (
 	"context"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -22,33 +24,42 @@ import (
 	"keystead/identity"
 )
 
-// macs is the Tokens of these tests: a type, the claims and a MAC.
-type macs struct{}
+// macs is the Tokens of these tests: what a token says, and a MAC.
+type macs struct{ now func() time.Time }
 
-func (macs) Sign(_ context.Context, typ string, claims []byte) (string, error) {
-	body := typ + "." + base64.RawURLEncoding.EncodeToString(claims)
-	return body + "." + macs{}.mac(body), nil
-}
-
-func (macs) mac(body string) string {
-	m := hmac.New(sha256.New, []byte("test"))
-	m.Write([]byte(body))
-	return base64.RawURLEncoding.EncodeToString(m.Sum(nil))
-}
-
-func (macs) Verify(_ context.Context, token string, types ...string) (string, []byte, error) {
-	parts := strings.Split(token, ".")
-	for _, typ := range types {
-		if len(parts) != 3 || parts[0] != typ {
-			continue
-		}
-		if parts[2] != (macs{}).mac(parts[0]+"."+parts[1]) {
-			return "", nil, fault.New(fault.Unauthenticated, "bad signature")
-		}
-		claims, err := base64.RawURLEncoding.DecodeString(parts[1])
-		return typ, claims, err
+func (m macs) Issue(t accounts.Token) (string, accounts.Token, error) {
+	if t.ID == "" {
+		t.ID = rand.Text()
 	}
-	return "", nil, identity.ErrNotMine
+	t.ExpiresAt = m.now().Add(t.TTL)
+	b, err := json.Marshal(t)
+	body := base64.RawURLEncoding.EncodeToString(b)
+	return body + "." + m.mac(body), t, err
+}
+
+func (m macs) mac(body string) string {
+	h := hmac.New(sha256.New, []byte("test"))
+	h.Write([]byte(body))
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
+}
+
+func (m macs) Verify(text string) (t accounts.Token, err error) {
+	body, mac, ok := strings.Cut(text, ".")
+	if !ok {
+		return t, identity.ErrNotMine
+	}
+	bad := fault.New(fault.Unauthenticated, "bad token")
+	if mac != m.mac(body) {
+		return t, bad
+	}
+	b, err := base64.RawURLEncoding.DecodeString(body)
+	if err == nil {
+		err = json.Unmarshal(b, &t)
+	}
+	if err == nil && (!m.now().Before(t.ExpiresAt) || t.Kind == accounts.IDToken) {
+		err = bad
+	}
+	return t, err
 }
 
 // mails is the Mailer of these tests.
@@ -98,7 +109,7 @@ func (w *world) logIn(ctx context.Context, email, password, code, from string) (
 	if err != nil {
 		return "", err
 	}
-	text, _, err := w.LoginKey(ctx, u, factor)
+	text, _, err := w.LoginKey(u, factor)
 	return text, err
 }
 
@@ -111,7 +122,7 @@ func (w *world) mustLogIn(t testing.TB, password string) string {
 	return key
 }
 
-func withTokens(s *accounts.Service) { s.Tokens = macs{} }
+func withTokens(s *accounts.Service) { s.Tokens = macs{s.Now} }
 
 func TestLoginKey(t *testing.T) {
 	w := newWorld(t, withTokens)

@@ -80,16 +80,21 @@ func (s *Service) verify(ctx context.Context, p identity.Proof) (v principal, er
 // ownKinds are the kinds of tickets of this package that are no good as a bearer.
 var ownKinds = map[string]bool{
 	recoveryKind: true, setupKind: true, inviteKind: true, verifyKind: true, sessionKind: true,
+	clientKind: true, codeKind: true, refreshKind: true,
 }
 
 // verifyToken verifies a signed token.
 func (s *Service) verifyToken(ctx context.Context, p identity.Proof) (v principal, err error) {
-	_, claims, err := s.Tokens.Verify(ctx, p.Value, loginType)
+	t, err := s.Tokens.Verify(p.Value)
 	if err != nil {
 		return v, err
 	}
 	err = s.DB.View(ctx, func(tx store.Tx) error {
-		v, err = s.verifyLogin(tx, claims, p.Org)
+		if t.Kind == AccessToken {
+			v, err = s.verifyAccess(tx, t, p.Org)
+		} else {
+			v, err = s.verifyLogin(tx, t, p.Org)
+		}
 		return err
 	})
 	return v, err

@@ -45,12 +45,12 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildSeal,
 		s.buildDevices,
 		s.buildEvents,
+		s.buildTokens,
 		s.buildAccounts,
 		s.buildAccessKeys,
 		s.buildPSK,
 		s.buildThings,
 		s.buildPKI,
-		s.buildTokens,
 
 		s.buildEST,
 		// transports, a line each: lwm2m
@@ -105,12 +105,8 @@ func (s *Server) buildDevices(ctx context.Context) error {
 }
 
 // buildAccounts opens who may administer.
-func (s *Server) buildAccounts(ctx context.Context) error {
-	secret, err := secretNamed(ctx, s.DB, s.box, loginSecret)
-	if err != nil {
-		return err
-	}
-	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Tokens: newSigner(secret), Config: accounts.Config{PublicURL: s.Config.PublicURL}}
+func (s *Server) buildAccounts(context.Context) error {
+	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Tokens: userTokens{s.Tokens}, Config: accounts.Config{PublicURL: s.Config.PublicURL}}
 	s.Accounts.Start()
 	s.tasks = append(s.tasks, task{"accounts", s.Accounts.Run})
 	return nil

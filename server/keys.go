@@ -50,7 +50,7 @@ func (s *Server) logIn(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	token, _, err := s.Accounts.LoginKey(ctx, u, factor)
+	token, _, err := s.Accounts.LoginKey(u, factor)
 	if err != nil {
 		return err
 	}

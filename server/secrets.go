@@ -20,7 +20,6 @@ const (
 	auditSecret   = "audit chain"        // MACs the audit trail
 	decoySecret   = "psk decoy"          // stands in for the keys of unknown PSK identities
 	journalSecret = "revocation journal" // authenticates the lines of revocations.log
-	loginSecret   = "login keys"         // signs login keys and OAuth tokens
 	thingSecret   = "thing key index"    // finds external thing keys without keeping them in clear
 )
 

@@ -1,73 +1,75 @@
 package server
 
 import (
-	"context"
-	"crypto/ed25519"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
-	"slices"
 	"strings"
 
-	"keystead/fault"
+	"keystead/accounts"
 	"keystead/identity"
-	"keystead/seal"
+	"keystead/tokens"
 )
 
-// signer signs the tokens of users with Ed25519. It is [accounts.Tokens].
-type signer struct {
-	key ed25519.PrivateKey
-	id  string
+// userTokens is the tokens package as accounts uses it.
+type userTokens struct{ *tokens.Service }
+
+var userTokenKinds = map[accounts.TokenKind]tokens.Kind{
+	accounts.LoginToken: tokens.Login, accounts.AccessToken: tokens.Access, accounts.IDToken: tokens.Identity,
 }
 
-// newSigner returns the signer with the key that comes from a secret of 32 bytes.
-func newSigner(secret seal.Secret) *signer {
-	key := ed25519.NewKeyFromSeed(secret)
-	x, _ := key.Public().(ed25519.PublicKey)
-	thumb := sha256.Sum256([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + base64.RawURLEncoding.EncodeToString(x) + `"}`)) // RFC 7638
-	return &signer{key, base64.RawURLEncoding.EncodeToString(thumb[:])}
-}
-
-type jwsHeader struct {
-	Type      string   `json:"typ"` // first, so that tokens of one type begin alike
-	Algorithm string   `json:"alg"`
-	Key       string   `json:"kid"`
-	Critical  []string `json:"crit,omitempty"`
-}
-
-// maxToken is the longest token looked at.
-const maxToken = 8 << 10
-
-// Sign implements [accounts.Tokens].
-func (s *signer) Sign(_ context.Context, typ string, claims []byte) (string, error) {
-	h, err := json.Marshal(jwsHeader{Type: typ, Algorithm: "EdDSA", Key: s.id})
-	if err != nil {
-		return "", fmt.Errorf("server: sign: %w", err)
-	}
-	enc := base64.RawURLEncoding
-	text := enc.EncodeToString(h) + "." + enc.EncodeToString(claims)
-	return text + "." + enc.EncodeToString(ed25519.Sign(s.key, []byte(text))), nil
+// Issue implements [accounts.Tokens].
+func (u userTokens) Issue(t accounts.Token) (string, accounts.Token, error) {
+	text, made, err := u.Service.Issue(userTokenKinds[t.Kind], tokens.New{
+		ID: t.ID, Subject: t.Subject, Org: t.Org, Epoch: t.Epoch, TTL: t.TTL, Audience: t.Audience, Extra: t.Extra,
+	})
+	t.ID, t.ExpiresAt = made.ID, made.ExpiresAt
+	return text, t, err
 }
 
 // Verify implements [accounts.Tokens].
-func (s *signer) Verify(_ context.Context, token string, types ...string) (string, []byte, error) {
-	parts := strings.Split(token, ".")
-	if len(token) > maxToken || len(parts) != 3 {
-		return "", nil, identity.ErrNotMine
+func (u userTokens) Verify(text string) (accounts.Token, error) {
+	if !u.mine(text) {
+		return accounts.Token{}, identity.ErrNotMine
 	}
-	enc := base64.RawURLEncoding.Strict()
-	var h jwsHeader
-	raw, err := enc.DecodeString(parts[0])
-	if err != nil || json.Unmarshal(raw, &h) != nil || !slices.Contains(types, h.Type) {
-		return "", nil, identity.ErrNotMine
+	t, err := u.Service.Verify(text, tokens.Login, tokens.Access)
+	if err != nil {
+		return accounts.Token{}, err
 	}
-	claims, err := enc.DecodeString(parts[1])
-	sig, err2 := enc.DecodeString(parts[2])
-	public, _ := s.key.Public().(ed25519.PublicKey)
-	if err != nil || err2 != nil || h.Algorithm != "EdDSA" || h.Key != s.id || h.Critical != nil ||
-		!ed25519.Verify(public, []byte(parts[0]+"."+parts[1]), sig) {
-		return "", nil, fault.New(fault.Unauthenticated, "the token is not signed by this server")
+	out := accounts.Token{
+		Kind: accounts.LoginToken, ID: t.ID, Subject: t.Subject, Org: t.Org, Epoch: t.Epoch, ExpiresAt: t.ExpiresAt, Extra: map[string]any{},
 	}
-	return h.Type, claims, nil
+	if t.Kind == tokens.Access {
+		out.Kind = accounts.AccessToken
+	}
+	for _, claim := range accounts.TokenClaims {
+		if v := t.Claim(claim); v != nil {
+			out.Extra[claim] = v
+		}
+	}
+	return out, nil
+}
+
+// mine reports whether text says it is a login or access token of this server.
+// Nothing is believed of it: it only decides who is to judge.
+func (u userTokens) mine(text string) bool {
+	parts := strings.Split(text, ".")
+	if len(text) > maxUserToken || !tokens.Looks(text) {
+		return false
+	}
+	var head struct {
+		Type string `json:"typ"`
+	}
+	var claims struct {
+		Issuer string `json:"iss"`
+	}
+	return peek(parts[0], &head) && peek(parts[1], &claims) && claims.Issuer == u.Config.Issuer &&
+		(head.Type == tokens.Login.Type || head.Type == tokens.Access.Type)
+}
+
+// maxUserToken is the longest token looked at, in bytes.
+const maxUserToken = 8 << 10
+
+func peek(part string, v any) bool {
+	b, err := base64.RawURLEncoding.DecodeString(part)
+	return err == nil && json.Unmarshal(b, v) == nil
 }
