@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -19,9 +20,9 @@ import (
 // names from `cbor` or `json` tags).
 //
 // Keys in the engine: "name\x00r\x00key" for a record; "name\x00index\x00term\x00key"
-// (or, for a unique index, without the trailing key) for an index entry, whose
-// value is the record's key; "name\x00#index\x00term" for the number of records
-// with a term in a counted index.
+// for an entry of an index, which has no value; "name\x00index\x00term" for one of a
+// unique index, whose value is the record's key; "name\x00#index\x00term" for the
+// number of records with a term in a counted index.
 type Table[T any] struct {
 	name    string
 	indexes []Index[T]
@@ -68,7 +69,15 @@ func NewTable[T any](name string, indexes ...Index[T]) *Table[T] {
 func (t *Table[T]) Name() string { return t.name }
 
 func (t *Table[T]) key(parts ...string) []byte {
-	return []byte(t.name + "\x00" + strings.Join(parts, "\x00"))
+	n := len(t.name) + len(parts)
+	for _, p := range parts {
+		n += len(p)
+	}
+	b := append(make([]byte, 0, n), t.name...)
+	for _, p := range parts {
+		b = append(append(b, 0), p...)
+	}
+	return b
 }
 
 func (t *Table[T]) record(key string) []byte { return t.key("r", escape(key)) }
@@ -268,8 +277,9 @@ func (t *Table[T]) rows(tx Tx, prefix, after []byte) iter.Seq2[row[T], error] {
 			case err != nil:
 			case direct:
 				v, err = t.decode(e.Key, e.Value)
-			default:
-				v, err = t.Get(tx, string(e.Value))
+			default: // behind the last separator is the record's key, as it stands in that
+				key := e.Key[bytes.LastIndexByte(e.Key, 0)+1:]
+				v, err = t.load(tx, t.key("r", string(key)))
 			}
 			if !yield(row[T]{e.Key, v}, err) || err != nil {
 				return
@@ -406,6 +416,7 @@ func (t *Table[T]) reindex(tx Tx, i Index[T], key string, before, after []Term) 
 
 func (t *Table[T]) add(tx Tx, i Index[T], term Term, key string) error {
 	k := t.entry(i, term, key)
+	var value []byte
 	if i.Unique {
 		taken, err := tx.Get(k)
 		if err != nil {
@@ -414,8 +425,9 @@ func (t *Table[T]) add(tx Tx, i Index[T], term Term, key string) error {
 		if taken != nil {
 			return fault.New(fault.Conflict, "a %s with this %s exists already", t.name, i.Name)
 		}
+		value = []byte(key)
 	}
-	if err := tx.Put(k, []byte(key)); err != nil {
+	if err := tx.Put(k, value); err != nil {
 		return err
 	}
 	return t.count(tx, i, term, +1)

@@ -291,16 +291,16 @@ func (e *Engine) View(ctx context.Context, fn func(store.Tx) error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	v := e.views.start()
-	defer e.views.end(v)
-	return e.view(func(tx *bbolt.Tx) error {
-		bucket, err := data(tx)
-		if err != nil {
+	var r reader
+	r.ctx = ctx
+	e.views.start(&r.view)
+	defer e.views.end(&r.view)
+	return e.view(func(tx *bbolt.Tx) (err error) {
+		if r.bucket, err = data(tx); err != nil {
 			return err
 		}
-		r := &reader{ctx: ctx, bucket: bucket}
 		defer r.end()
-		return fn(viewTx{r})
+		return fn(viewTx{&r})
 	})
 }
 

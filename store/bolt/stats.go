@@ -30,8 +30,8 @@ type view struct {
 	prev, next *view
 }
 
-func (l *views) start() *view {
-	v := &view{started: time.Now()} //nolint:forbidigo // a duration, for the watchdog
+func (l *views) start(v *view) {
+	v.started = time.Now() //nolint:forbidigo // a duration, for the watchdog
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.count++
@@ -44,7 +44,6 @@ func (l *views) start() *view {
 	if l.timer == nil && !l.stopped {
 		l.timer = time.AfterFunc(longView, l.watch)
 	}
-	return v
 }
 
 func (l *views) end(v *view) {

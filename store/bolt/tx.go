@@ -24,6 +24,8 @@ type source interface {
 type reader struct {
 	ctx    context.Context // of the one call the reader lives in; nil in a batch, which has many
 	bucket *bbolt.Bucket   // nil when the transaction has ended
+	point  *bbolt.Cursor   // of get: one allocates its stack once, Bucket.Get each time
+	view   view            // for the watchdog, if it is of a View
 }
 
 // data returns the bucket of the entries.
@@ -44,8 +46,11 @@ func (r *reader) get(key []byte) (value []byte, err error) {
 		return nil, errEnded
 	}
 	defer caught(&err)
-	stored := r.bucket.Get(key)
-	if stored == nil {
+	if r.point == nil {
+		r.point = r.bucket.Cursor()
+	}
+	found, stored := r.point.Seek(key)
+	if found == nil || !bytes.Equal(found, key) {
 		return nil, nil
 	}
 	if stored, err = verified(key, stored); err != nil {
