@@ -116,6 +116,9 @@ type Response struct {
 	Close bool
 	// End ends the session at once and sends no answer.
 	End bool
+	// Sent, if not nil, is called once the answer was given to the transport: the
+	// place to begin calling the peer, which expects the answer first.
+	Sent func()
 }
 
 // Session is the association a request came on: a DTLS session or a TLS

@@ -51,6 +51,9 @@ func (s *session) serve(m *coap.Message, send func(*coap.Message)) {
 	} else {
 		send(s.encode(m, &out))
 	}
+	if out.Sent != nil {
+		s.gw.guard("after the answer", out.Sent)
+	}
 	if out.Close {
 		s.closeSoon(out.reason)
 	}

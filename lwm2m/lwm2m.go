@@ -1,0 +1,149 @@
+// Package lwm2m gives devices their server: it keeps the registry of servers and
+// the policies that assign devices to them, and speaks the bootstrap interface of
+// LwM2M 1.0 to 1.2 with the devices, over whatever session they opened.
+//
+// A new credential is handed over in two phases. It is made pending, pushed to
+// the server that is to know it, written to the device, and becomes active when
+// the device has confirmed; only then does the one before begin to retire. What
+// fails on the way leaves the device with what it had.
+package lwm2m
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"keystead/audit"
+	"keystead/devices"
+	"keystead/fault"
+	"keystead/identity"
+	"keystead/psk"
+	"keystead/seal"
+	"keystead/store"
+)
+
+// Service is the bootstrap server, the registry and the registrations.
+type Service struct {
+	DB      store.Engine
+	Devices *devices.Service
+	PSK     *psk.Service
+	Audit   *audit.Log
+	Box     *seal.Box
+	Log     *slog.Logger
+	Now     func() time.Time
+	Config  Config
+
+	// Issue makes a key and a certificate for a device, for the policies that
+	// hand out certificates; nil where there is no CA. The credential is attached
+	// to the device as pending.
+	Issue func(ctx context.Context, d devices.Device) (Issued, error)
+	// Push hands a new credential to a server's webhook or file, and returns once
+	// that has it; nil refuses servers with such sinks.
+	Push func(ctx context.Context, p Pushed) error
+	// URI is where devices reach this server's own CoAP listener, to tell its
+	// account from others; "" if that is not known.
+	URI func() string
+
+	turn atomic.Uint64 // of the round robin
+
+	mu       sync.Mutex
+	ctx      context.Context //nolint:containedctx // the life of the service, which sessions outlive their request in
+	stopping bool
+	running  map[string]*run // by device
+	wait     sync.WaitGroup
+	tails    map[chan Event]string // of live tails, the organisation each is for
+}
+
+// Config is what an operator may choose.
+type Config struct {
+	StepTimeout    time.Duration `mapstructure:"step_timeout"`    // for one request to a device
+	SessionTimeout time.Duration `mapstructure:"session_timeout"` // for a whole bootstrap
+	KeepSessions   time.Duration `mapstructure:"keep_sessions"`   // how long the log is kept
+	Regions        []RegionOfNet `mapstructure:"regions"`
+	DefaultRegion  string        `mapstructure:"default_region"`
+}
+
+// RegionOfNet says which region a device is in, by the network it comes from or
+// by how its endpoint name begins.
+type RegionOfNet struct {
+	Network string `mapstructure:"network"`
+	Prefix  string `mapstructure:"prefix"`
+	Region  string `mapstructure:"region"`
+}
+
+// DefaultConfig is what holds where nothing else is said.
+func DefaultConfig() Config {
+	return Config{StepTimeout: 30 * time.Second, SessionTimeout: 2 * time.Minute, KeepSessions: 30 * 24 * time.Hour}
+}
+
+// Validate reports what is wrong with c.
+func (c Config) Validate() error {
+	var bad []fault.Field
+	if c.StepTimeout < time.Second || c.SessionTimeout < c.StepTimeout {
+		bad = append(bad, fault.Field{Name: "session_timeout", Message: "must not be shorter than step_timeout, nor that than 1s"})
+	}
+	if c.KeepSessions < 0 {
+		bad = append(bad, fault.Field{Name: "keep_sessions", Message: "must not be negative"})
+	}
+	for _, r := range c.Regions {
+		if _, err := netip.ParsePrefix(r.Network); r.Network != "" && err != nil || r.Region == "" {
+			bad = append(bad, fault.Field{Name: "regions", Message: "each needs a region, and a network such as 192.0.2.0/24 or a prefix"})
+		}
+	}
+	return fault.InvalidFields(bad...)
+}
+
+// Issued is a certificate made for a device.
+type Issued struct {
+	ID          string // of the credential
+	Certificate *x509.Certificate
+	Key         seal.Secret // PKCS#8
+}
+
+// Pushed is what a server is told of a new credential.
+type Pushed struct {
+	Server      Server
+	HMACKey     seal.Secret
+	Device      string
+	Org         string
+	Endpoint    string
+	Kind        identity.CredentialKind
+	ID          string      // the PSK identity, or the serial number
+	Secret      seal.Secret // of a PSK
+	Certificate []byte      // DER
+}
+
+// Start readies the service. Call it once, before routes are served.
+func (s *Service) Start() {
+	s.running = map[string]*run{}
+	s.tails = map[chan Event]string{}
+	s.ctx = context.Background()
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	if s.URI == nil {
+		s.URI = func() string { return "" }
+	}
+	s.Devices.Observe(s.observe)
+}
+
+// Run keeps the bootstraps that are going on until ctx is done, and then until
+// they have ended.
+func (s *Service) Run(ctx context.Context) error {
+	s.mu.Lock()
+	s.ctx = ctx
+	s.mu.Unlock()
+	<-ctx.Done()
+	s.mu.Lock()
+	s.stopping = true
+	for _, r := range s.running {
+		r.cancel(errStopped)
+	}
+	s.mu.Unlock()
+	s.wait.Wait()
+	return ctx.Err()
+}

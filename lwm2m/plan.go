@@ -1,0 +1,482 @@
+package lwm2m
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"keystead/coap"
+	"keystead/devices"
+	"keystead/fault"
+	"keystead/identity"
+	"keystead/psk"
+	"keystead/seal"
+	"keystead/store"
+)
+
+// The security modes of /0/x/2.
+const (
+	securityPSK  = 0
+	securityCert = 2
+	securityEST  = 4
+)
+
+// plan is what a bootstrap will write.
+type plan struct {
+	device   devices.Device
+	subject  Subject
+	decision Decision
+	accounts []planned
+}
+
+// planned is the account of one server.
+type planned struct {
+	server      Server
+	mode        Mode // psk, cert or est
+	handed      *Handed
+	identity    []byte // /0/x/3
+	secret      seal.Secret
+	certificate []byte
+}
+
+// Account is one account of a plan, as it is shown: without secrets.
+type Account struct {
+	Server     Server
+	Mode       Mode // how the device proves itself: psk, cert or est
+	Credential Mode // where that comes from
+}
+
+// Plan says which accounts a device of the actor's organisation would be given,
+// and changes nothing.
+func (s *Service) Plan(ctx context.Context, u Subject) (d Decision, accounts []Account, err error) {
+	d, err = s.Evaluate(ctx, u)
+	for _, v := range d.Servers {
+		accounts = append(accounts, Account{Server: v, Mode: kindOf(d.Policy.Mode, u.Credential), Credential: d.Policy.Mode})
+	}
+	return d, accounts, err
+}
+
+// SubjectOf returns a device of the actor's organisation as policies look at it.
+func (s *Service) SubjectOf(ctx context.Context, device string) (u Subject, err error) {
+	d, err := s.Devices.Find(ctx, device)
+	if err != nil {
+		return u, err
+	}
+	u = Subject{Device: d, ClientID: ClientID(d), Endpoint: d.Alias(devices.Endpoint), Credential: identity.Certificate}
+	if len(d.CredentialsOf(identity.PSK)) > 0 {
+		u.Credential = identity.PSK
+	}
+	return u, nil
+}
+
+// names returns the endpoint names that a device may go by with the credential
+// it has proven.
+func names(d devices.Device, a identity.Actor) []string {
+	list := []string{d.ID, "urn:uuid:" + d.ID, ClientID(d)}
+	if a.Credential.Kind == identity.PSK {
+		list = append(list, a.Credential.ID)
+	}
+	for _, alias := range d.Aliases {
+		list = append(list, alias.Value)
+	}
+	for _, name := range slices.Clone(list) {
+		if guid, ok := psk.Identity(name).GUID(); ok {
+			list = append(list, guid, "urn:uuid:"+guid)
+		}
+	}
+	return list
+}
+
+// endpoint returns the name a device goes by, or the reason why it may not: the
+// one it gives must be one its credential allows (LwM2M 1.2 transport, 5.2.6).
+func endpoint(d devices.Device, a identity.Actor, stated string) (string, error) {
+	if stated == "" {
+		if name := d.Alias(devices.Endpoint); name != "" {
+			return name, nil
+		}
+		return "urn:uuid:" + d.ID, nil
+	}
+	if !slices.Contains(names(d, a), stated) {
+		return stated, coap.Errorf(coap.BadRequest, "the endpoint name is not this credential's; give the device an alias, or leave ep out")
+	}
+	return stated, nil
+}
+
+// prepare makes the pending credentials of a plan, assigns its servers, and
+// tells the servers' sinks.
+func (s *Service) prepare(ctx context.Context, p *plan, v *Session) error {
+	p.accounts = nil
+	for _, server := range p.decision.Servers {
+		p.accounts = append(p.accounts, planned{server: server, mode: kindOf(p.decision.Policy.Mode, p.subject.Credential)})
+	}
+	err := s.DB.Update(ctx, func(tx store.Tx) error {
+		a, err := s.assign(tx, p.device, func(a *Assignment) {
+			a.Policy = p.decision.Policy.ID
+			a.Servers = a.Servers[:0:0]
+			for _, server := range p.decision.Servers {
+				a.Servers = append(a.Servers, server.ID)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		for i := range p.accounts {
+			if err := s.credentialIn(ctx, tx, p, &p.accounts[i], &a, v); err != nil {
+				return err
+			}
+		}
+		return assignments.Set(tx, a.Device, a)
+	})
+	if err != nil {
+		return err
+	}
+	for i := range p.accounts {
+		if err := s.issueFor(ctx, p, &p.accounts[i], v); err != nil {
+			return err
+		}
+		if err := s.push(ctx, p, &p.accounts[i]); err != nil {
+			return &pushError{err}
+		}
+	}
+	return nil
+}
+
+type pushError struct{ err error }
+
+func (e *pushError) Error() string {
+	return "the server could not be told of the credential: " + e.err.Error()
+}
+func (e *pushError) Unwrap() error { return e.err }
+
+// credentialIn gives an account what of it is made in the transaction: the
+// credential of the session itself, or a new pending key.
+func (s *Service) credentialIn(ctx context.Context, tx store.Tx, p *plan, account *planned, a *Assignment, v *Session) error {
+	var err error
+	switch {
+	case p.decision.Policy.Mode == ModeReuse && account.mode == kindPSK:
+		account.identity = []byte(v.Identity)
+		account.secret, err = s.PSK.SecretIn(tx, psk.Identity(v.Identity))
+		return err
+	case p.decision.Policy.Mode != ModePSK:
+		return nil
+	}
+	a.Serial++
+	name := psk.Identity(fmt.Sprintf("%s.%d", p.subject.ClientID, a.Serial))
+	k, secret, err := s.PSK.CreateIn(ctx, tx, psk.New{Identity: name, Device: p.device.ID, State: devices.CredentialPending})
+	if err != nil {
+		return err
+	}
+	account.identity, account.secret = []byte(k.Identity), secret
+	account.handed = &Handed{Server: account.server.ID, Kind: identity.PSK, ID: string(k.Identity), State: devices.CredentialPending, Session: v.ID}
+	a.Handed = append(a.Handed, *account.handed)
+	return nil
+}
+
+// issueFor makes the certificate of an account that gets one.
+func (s *Service) issueFor(ctx context.Context, p *plan, account *planned, v *Session) error {
+	if p.decision.Policy.Mode != ModeCert {
+		return nil
+	}
+	if s.Issue == nil {
+		return fault.New(fault.Unavailable, "there is no CA to issue certificates")
+	}
+	issued, err := s.Issue(ctx, p.device)
+	if err != nil {
+		return err
+	}
+	account.certificate, account.secret = issued.Certificate.Raw, issued.Key
+	account.handed = &Handed{Server: account.server.ID, Kind: identity.Certificate, ID: issued.ID, State: devices.CredentialPending, Session: v.ID}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		_, err := s.assign(tx, p.device, func(a *Assignment) { a.Handed = append(a.Handed, *account.handed) })
+		return err
+	})
+}
+
+// push tells a server's sink of a new credential. A device is not written to
+// before its server knows.
+func (s *Service) push(ctx context.Context, p *plan, account *planned) error {
+	if account.server.Sink.Kind == SinkShared || account.handed == nil && p.decision.Policy.Mode != ModeReuse {
+		return nil
+	}
+	if s.Push == nil {
+		return fault.New(fault.Unavailable, "this server has no way to push credentials")
+	}
+	what := Pushed{
+		Server: account.server, Device: p.device.ID, Org: p.device.Org, Endpoint: p.subject.Endpoint, Kind: identity.PSK,
+		ID: string(account.identity), Secret: account.secret,
+	}
+	if account.mode == kindCert {
+		what.Kind, what.Secret, what.Certificate = identity.Certificate, nil, account.certificate
+	}
+	if sealed := account.server.Sink.Secret; sealed != nil {
+		key, err := s.Box.Open("lwm2m server/"+account.server.ID, sealed)
+		if err != nil {
+			return err
+		}
+		defer key.Wipe()
+		what.HMACKey = key
+	}
+	return s.Push(ctx, what)
+}
+
+// wipe forgets the secrets of a plan.
+func (p *plan) wipe() {
+	for i := range p.accounts {
+		p.accounts[i].secret.Wipe()
+	}
+}
+
+// activate makes the credentials of a plan good, and those they replace retire.
+// Without confirmed, as after a pack, the ones before stay as they are until the
+// new ones are used.
+func (s *Service) activate(ctx context.Context, p *plan, confirmed bool) error {
+	return s.settle(ctx, p, func(tx store.Tx, a *Assignment, h *Handed) error {
+		h.State = devices.CredentialActive
+		c := devices.Credential{Kind: h.Kind, ID: h.ID, State: devices.CredentialActive}
+		if _, err := s.Devices.SetCredential(ctx, tx, a.Device, c); err != nil {
+			return err
+		}
+		if !confirmed {
+			return nil
+		}
+		until := s.Now().UTC().Add(time.Duration(p.decision.Policy.GraceHours) * time.Hour)
+		for i := range a.Handed {
+			old := &a.Handed[i]
+			if old.Server != h.Server || old.ID == h.ID || old.State != devices.CredentialActive {
+				continue
+			}
+			old.State = devices.CredentialRetiring
+			c := devices.Credential{Kind: old.Kind, ID: old.ID, State: devices.CredentialRetiring, ExpiresAt: until}
+			if _, err := s.Devices.SetCredential(ctx, tx, a.Device, c); err != nil && !fault.Is(err, fault.NotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// discard ends the pending credentials of a plan.
+func (s *Service) discard(ctx context.Context, p *plan) error {
+	return s.settle(ctx, p, func(tx store.Tx, a *Assignment, h *Handed) error {
+		h.State = devices.CredentialRevoked
+		return s.Devices.Revoke(ctx, tx, a.Device, h.Kind, h.ID)
+	})
+}
+
+// settle applies fn to each credential the plan made, in one transaction.
+func (s *Service) settle(ctx context.Context, p *plan, fn func(store.Tx, *Assignment, *Handed) error) error {
+	var made []string
+	for _, account := range p.accounts {
+		if account.handed != nil {
+			made = append(made, account.handed.ID)
+		}
+	}
+	if len(made) == 0 {
+		return nil
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		a, err := assignments.Get(tx, p.device.ID)
+		if err != nil {
+			return err
+		}
+		a.Handed = slices.Clone(a.Handed)
+		for i := range a.Handed {
+			if slices.Contains(made, a.Handed[i].ID) && a.Handed[i].State == devices.CredentialPending {
+				if err := fn(tx, &a, &a.Handed[i]); err != nil {
+					return err
+				}
+			}
+		}
+		a.forget()
+		return assignments.Set(tx, a.Device, a)
+	})
+}
+
+// forget drops the credentials that have ended.
+func (a *Assignment) forget() {
+	a.Handed = slices.DeleteFunc(a.Handed, func(h Handed) bool { return h.State == devices.CredentialRevoked })
+}
+
+// used notes that a device has proven itself with a credential: what it replaced
+// has served its time.
+func (s *Service) used(ctx context.Context, a identity.Actor) error {
+	ctx = identity.NewContext(ctx, identity.Actor{Kind: identity.System})
+	replaces := func(v Assignment) (server string, found bool) {
+		i := slices.IndexFunc(v.Handed, func(h Handed) bool { return h.Kind == a.Credential.Kind && h.ID == a.Credential.ID })
+		if i < 0 || v.Handed[i].State != devices.CredentialActive {
+			return "", false
+		}
+		server = v.Handed[i].Server
+		return server, slices.ContainsFunc(v.Handed, func(h Handed) bool {
+			return h.Server == server && h.ID != a.Credential.ID && h.State != devices.CredentialPending
+		})
+	}
+	var found bool
+	err := s.DB.View(ctx, func(tx store.Tx) error {
+		v, err := assignments.Get(tx, a.ID)
+		if err == nil {
+			_, found = replaces(v)
+		}
+		return err
+	})
+	if fault.Is(err, fault.NotFound) || err == nil && !found {
+		return nil
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		v, err := assignments.Get(tx, a.ID)
+		if err != nil {
+			return err
+		}
+		server, found := replaces(v)
+		if !found {
+			return nil
+		}
+		v.Handed = slices.Clone(v.Handed)
+		for i := range v.Handed {
+			h := &v.Handed[i]
+			if h.Server != server || h.ID == a.Credential.ID || h.State == devices.CredentialPending {
+				continue
+			}
+			h.State = devices.CredentialRevoked
+			if err := s.Devices.Revoke(ctx, tx, a.ID, h.Kind, h.ID); err != nil {
+				return err
+			}
+		}
+		v.forget()
+		return assignments.Set(tx, v.Device, v)
+	})
+}
+
+// instances returns what a plan writes: a Security and a Server instance for
+// each account, under ids that are free.
+func (p *plan) instances(free func(object uint16) uint16, newer bool) []Instance {
+	var security, server []Instance
+	for _, a := range p.accounts {
+		security = append(security, Instance{Object: objectSecurity, ID: free(objectSecurity), Resources: a.security(newer)})
+		server = append(server, Instance{Object: objectServer, ID: free(objectServer), Resources: a.account(p.decision.Policy, newer)})
+	}
+	return append(security, server...)
+}
+
+// security is the Security instance of an account. Clients older than 1.1 know
+// no resources beyond 12.
+func (a *planned) security(newer bool) []Resource {
+	r := []Resource{{ID: 0, Value: a.server.URL}, {ID: 1, Value: false}}
+	add := func(id uint16, v Value) { r = append(r, Resource{ID: id, Value: v}) }
+	serverKey := a.server.Certificate
+	if len(serverKey) == 0 {
+		serverKey = a.server.TrustAnchor
+	}
+	switch a.mode {
+	case kindPSK:
+		add(2, int64(securityPSK))
+		add(3, a.identity)
+		add(5, []byte(a.secret))
+	case kindEST:
+		add(2, int64(securityEST))
+		add(4, serverKey)
+	default:
+		add(2, int64(securityCert))
+		if a.certificate != nil {
+			add(3, a.certificate)
+		}
+		if len(serverKey) > 0 {
+			add(4, serverKey)
+		}
+		if a.certificate != nil {
+			add(5, []byte(a.secret))
+		}
+	}
+	add(10, int64(a.server.ShortID))
+	if !newer {
+		return r
+	}
+	if a.server.SNI != "" {
+		add(14, a.server.SNI)
+	}
+	if a.server.CertificateUsage != nil && a.mode != kindPSK {
+		add(15, *a.server.CertificateUsage)
+	}
+	if len(a.server.CipherSuites) > 0 {
+		suites := Resource{ID: 16}
+		for i, suite := range a.server.CipherSuites {
+			suites.Values = append(suites.Values, Element{uint16(i), int64(suite)}) //nolint:gosec // G115: a handful
+		}
+		r = append(r, suites)
+	}
+	return r
+}
+
+// account is the Server instance of an account.
+func (a *planned) account(p Policy, newer bool) []Resource {
+	v := a.server
+	lifetime, binding := v.Lifetime, v.Binding
+	if p.Lifetime != nil {
+		lifetime = *p.Lifetime
+	}
+	if p.Binding != "" {
+		binding = p.Binding
+	}
+	r := []Resource{{ID: 0, Value: int64(v.ShortID)}, {ID: 1, Value: lifetime}}
+	if v.MinPeriod > 0 {
+		r = append(r, Resource{ID: 2, Value: v.MinPeriod})
+	}
+	if v.MaxPeriod > 0 {
+		r = append(r, Resource{ID: 3, Value: v.MaxPeriod})
+	}
+	r = append(r, Resource{ID: 6, Value: v.StoreNotifications}, Resource{ID: 7, Value: binding})
+	if newer && p.Retry {
+		r = append(r, Resource{ID: 16, Value: true})
+	}
+	return r
+}
+
+// observe ends what rests on a device that is no more.
+func (s *Service) observe(ctx context.Context, tx store.Tx, c devices.Change) error {
+	if c.What != devices.DecommissionedNow {
+		return nil
+	}
+	if _, err := assignments.Delete(tx, c.Device.ID); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	if _, err := registrations.Delete(tx, c.Device.ID); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
+}
+
+// isTLV reports whether f is one of the two TLVs.
+func isTLV(f coap.Format) bool { return f == coap.LwM2MTLV || f == FormatOldTLV }
+
+// formatFor returns the format to write an object in. A client that names none
+// knows TLV and may end on anything else; one that asks for SenML JSON may read
+// the keys of object 0 wrongly.
+func formatFor(p Policy, q Query, object uint16) coap.Format {
+	f := coap.LwM2MTLV
+	switch {
+	case p.Format != nil && (isTLV(*p.Format) || q.HasPCT):
+		f = *p.Format
+	case q.HasPCT:
+		f = q.PCT
+	}
+	if f == coap.SenMLJSON && object == objectSecurity {
+		return coap.LwM2MTLV
+	}
+	return f
+}
+
+// knownFormat reports whether clients can be written to in f.
+func knownFormat(f coap.Format) bool {
+	switch f {
+	case coap.LwM2MTLV, FormatOldTLV, coap.SenMLJSON, coap.SenMLCBOR, coap.LwM2MCBOR:
+		return true
+	}
+	return false
+}
+
+// isURI reports whether two server URIs name the same host and port.
+func sameURI(a, b string) bool {
+	return strings.TrimSuffix(strings.ToLower(a), "/") == strings.TrimSuffix(strings.ToLower(b), "/")
+}
