@@ -10,12 +10,14 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"time"
 
 	"keystead/coapgw"
 	"keystead/est"
+	"keystead/messages/sink"
 	"keystead/outbound"
 	"keystead/pki"
 	"keystead/seal"
@@ -43,8 +45,9 @@ type Config struct {
 	Backup    Backup      `mapstructure:"backup"`
 	Log       Log         `mapstructure:"log"`
 
-	Webhook outbound.Config `mapstructure:"webhook"`
-	Tokens  tokens.Config   `mapstructure:"tokens"`
+	Webhook  outbound.Config `mapstructure:"webhook"`
+	Tokens   tokens.Config   `mapstructure:"tokens"`
+	Messages Messages        `mapstructure:"messages"`
 
 	origins map[string]Origin
 }
@@ -72,6 +75,7 @@ func Default() Config {
 		Backup:    Backup{Keep: 7},
 		Log:       Log{Level: "info", Format: "auto"},
 		Tokens:    tokens.DefaultConfig(),
+		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
 	}
 }
 
@@ -270,4 +274,28 @@ func (l Log) Validate() error {
 		oneOf("level", l.Level, "debug", "info", "warn", "error"),
 		oneOf("format", l.Format, "auto", "json", "text"),
 	)
+}
+
+// Messages is about what devices have to say.
+type Messages struct {
+	Sinks      []sink.Config `mapstructure:"sinks"`
+	Rate       Rate          `mapstructure:"rate"` // of each device
+	MaxWaiting int           `mapstructure:"max_waiting"`
+}
+
+// Validate reports what is wrong with m.
+func (m Messages) Validate() error {
+	faults := []error{
+		under("rate", m.Rate.Validate()),
+		atLeast("max_waiting", m.MaxWaiting, 1),
+	}
+	names := map[string]bool{}
+	for i, s := range m.Sinks {
+		faults = append(faults, under(fmt.Sprintf("sinks[%d]", i), s.Validate()))
+		if names[s.Name] {
+			faults = append(faults, fmt.Errorf("sinks[%d].name: %q is there twice", i, s.Name))
+		}
+		names[s.Name] = true
+	}
+	return errors.Join(faults...)
 }

@@ -142,7 +142,7 @@ func (s *Server) exportCertificates(c echo.Context) error {
 		if err := table.Write(exportColumns); err != nil {
 			return err
 		}
-		write = func(v any) error { view, _ := v.(certificateView); return table.Write(view.row()) } //nolint:errcheck // only views are written
+		write = func(v any) error { view, _ := v.(certificateView); return table.Write(view.row()) }
 	}
 	for cert, err := range s.PKI.Export(c.Request().Context(), f) {
 		if err != nil {

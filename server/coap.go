@@ -42,6 +42,7 @@ func (s *Server) buildCoAP(ctx context.Context) error {
 func (s *Server) coapRoutes() []coap.Route {
 	var all []coap.Route
 	for _, table := range [][]coap.Route{
+		s.messageResources(),
 		// a line each: s.EST.CoAPRoutes(), s.LwM2M.CoAPRoutes()
 	} {
 		all = append(all, table...)

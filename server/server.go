@@ -26,6 +26,7 @@ import (
 	"keystead/est"
 	"keystead/events"
 	"keystead/identity"
+	"keystead/messages"
 	"keystead/pki"
 	"keystead/psk"
 	"keystead/seal"
@@ -53,6 +54,7 @@ type Server struct {
 	Things     *thingkeys.Service
 	Events     *events.Service
 	Tokens     *tokens.Service
+	Messages   *messages.Service
 	Resolver   identity.Resolver // the methods of every credential, the same on every listener
 
 	// ClientAddr says where a request comes from; forwarded addresses count
@@ -100,6 +102,7 @@ func (s *Server) routes() []route {
 		s.identityRoutes(),
 		s.pskRoutes(),
 		s.tokenRoutes(),
+		s.messageRoutes(),
 		s.webhookRoutes(),
 		s.keyRoutes(),
 		s.userRoutes(),
