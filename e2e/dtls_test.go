@@ -175,12 +175,6 @@ func (c *session) ended() time.Time {
 	}
 }
 
-// identity is a certificate of a device, with its key, as files and in memory.
-type identity struct {
-	cert, key string
-	pair      tls.Certificate
-}
-
 // isDevice fails the test if w is not the device with this id, proven by a
 // credential of this kind.
 func (w who) isDevice(s *server, device, kind string) {

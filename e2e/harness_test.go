@@ -450,6 +450,14 @@ func (s *server) whoami(printed string) who {
 	return w
 }
 
+// decode reads JSON.
+func (s *server) decode(text string, out any) {
+	s.t.Helper()
+	if err := json.Unmarshal([]byte(text), out); err != nil {
+		s.t.Fatalf("%v: %s", err, text)
+	}
+}
+
 // status reads a number of /proc/PID/status: VmRSS in KiB, Threads.
 func (s *server) status(key string) int {
 	s.t.Helper()
