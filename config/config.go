@@ -66,7 +66,7 @@ func Default() Config {
 		},
 		Limits: Limits{
 			Body: 1 << 20, Header: 16 << 10, Connections: 10_000, ConnectionsPerAddress: 256,
-			PerAddress: Rate{PerSecond: 100, Burst: 400}, PerCredential: Rate{PerSecond: 50, Burst: 200}, Failures: Rate{PerSecond: 1.0 / 3, Burst: 20},
+			PerAddress: Rate{PerSecond: 200, Burst: 1000}, PerCredential: Rate{PerSecond: 100, Burst: 500}, Failures: Rate{PerSecond: 1.0 / 3, Burst: 20},
 			Tracked: 100_000,
 		},
 		EST:       est.DefaultConfig(),

@@ -46,6 +46,7 @@ func (s *Server) buildAudit(ctx context.Context) error {
 	if errors.Is(err, audit.ErrTampered) {
 		// The server goes on: devices must not be locked out by who could do this.
 		s.Log.Error("the audit trail does not reach its last checkpoint: the database was put back to an older state", slog.Any("error", err))
+		s.rolledBack.Store(true)
 		err = nil
 	}
 	s.tasks = append(s.tasks, task{"audit", s.keepAudit})
@@ -175,7 +176,7 @@ func (s *Server) exportAudit(c echo.Context) error {
 		if err != nil {
 			return abort(c, err)
 		}
-		if err := errors.Join(slow.SetWriteDeadline(s.Now().Add(writeTimeout)), lines.Encode(viewAudit(r))); err != nil {
+		if err := errors.Join(slow.SetWriteDeadline(s.Now().Add(s.Config.Timeouts.Write)), lines.Encode(viewAudit(r))); err != nil {
 			return abort(c, err)
 		}
 	}

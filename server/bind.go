@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -23,15 +24,11 @@ func bind(c echo.Context, v any) error {
 	if kind, _, err := mime.ParseMediaType(c.Request().Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return fault.New(fault.Unsupported, "send the body as Content-Type: application/json")
 	}
-	d := json.NewDecoder(c.Request().Body)
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
+	text, err := io.ReadAll(c.Request().Body)
+	if err != nil {
 		return badJSON(err)
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return fault.New(fault.Invalid, "the body has something after its JSON value")
-	}
-	return nil
+	return strictJSON(text, v)
 }
 
 func badJSON(err error) error {
@@ -39,7 +36,10 @@ func badJSON(err error) error {
 		return tooLarge(e.Limit)
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return fault.InvalidFields(fault.Field{Name: e.Field, Message: "must be of type " + e.Type.String() + ", not " + e.Value})
+		if e.Field == "" {
+			return fault.New(fault.Invalid, "the body must be %s, not %s", jsonWord(e.Type), e.Value)
+		}
+		return fault.InvalidFields(fault.Field{Name: e.Field, Message: "must be " + jsonWord(e.Type) + ", not " + e.Value})
 	}
 	if e, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return fault.New(fault.Invalid, "the body is not JSON: %v at byte %d", e, e.Offset)
@@ -51,6 +51,24 @@ func badJSON(err error) error {
 		return fault.New(fault.Invalid, "the body is empty or ends too early; send a JSON object")
 	}
 	return fault.Wrap(fault.Invalid, err, "the body could not be read")
+}
+
+// jsonWord says how a value of type t is written in JSON.
+func jsonWord(t reflect.Type) string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() { //nolint:exhaustive // the rest is numbers
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	}
+	return "a number in range"
 }
 
 // pageRequest reads ?limit= and ?cursor=.

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -33,8 +31,10 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Config: cfg, Log: log, Now: time.Now, DB: db, ClientAddr: directAddr} //nolint:forbidigo // this is where every service gets it from
-	s.tasks = append(s.tasks, watchStore(db))
+	s := &Server{Config: cfg, Log: log, Now: time.Now, DB: db, bolt: db} //nolint:forbidigo // this is where every service gets it from
+	s.buildMetrics(db)
+	s.buildLimits()
+	s.tasks = append(s.tasks, watchStore(db), task{"watchdog", s.watchdog})
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -127,13 +127,4 @@ func (s *Server) buildTokens(ctx context.Context) error {
 	s.Tokens = &tokens.Service{DB: s.DB, Audit: s.Audit, Box: s.keys.Box("signing key"), Now: s.Now, Config: cfg}
 	s.every("signing keys", sweepEvery, s.Tokens.Sweep)
 	return s.Tokens.Start(ctx)
-}
-
-// directAddr is the address of the peer itself.
-func directAddr(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
 }

@@ -87,7 +87,7 @@ func TestBadDeviceRequestsSayWhatToDo(t *testing.T) {
 		status             int
 		says               string
 	}{
-		{"wrong type", "POST", "/api/v1/devices", map[string]any{"name": 7}, 400, "must be of type string"},
+		{"wrong type", "POST", "/api/v1/devices", map[string]any{"name": 7}, 400, "must be a string"},
 		{"unknown field", "POST", "/api/v1/devices", map[string]any{"height": "x"}, 400, `"height"`},
 		{"long name", "POST", "/api/v1/devices", map[string]any{"name": strings.Repeat("x", 300)}, 400, "too long"},
 		{"no such device", "GET", "/api/v1/devices/nobody", nil, 404, "no such device"},

@@ -44,6 +44,7 @@ func (s *Server) recovered(next echo.HandlerFunc) echo.HandlerFunc {
 				if r == http.ErrAbortHandler { //nolint:errorlint // a panic value, not an error in a tree
 					panic(r)
 				}
+				s.metrics.panics.WithLabelValues("http").Inc()
 				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
 			}
 		}()
@@ -80,7 +81,7 @@ func actorName(a identity.Actor) string {
 func (s *Server) limited(r route) echo.MiddlewareFunc {
 	most := r.body
 	if most == 0 {
-		most = maxBody
+		most = int64(s.Config.Limits.Body)
 	}
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
@@ -137,8 +138,11 @@ func (s *Server) proveIn(c echo.Context, param string) error {
 		p.Org = c.Param(param)
 	}
 	ctx := c.Request().Context()
+	if err := s.mayProve(p); err != nil {
+		return err
+	}
 	actor, err := s.Resolver.Resolve(ctx, p)
-	if err != nil {
+	if err := s.proved(p, actor, identity.RequestID(ctx), err); err != nil {
 		return err
 	}
 	if p.Chain != nil && actor.Kind == identity.Device {

@@ -18,15 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Limits on HTTP connections, in the order a slow client meets them.
-const (
-	readHeaderTimeout = 5 * time.Second
-	readTimeout       = 15 * time.Second
-	writeTimeout      = 30 * time.Second
-	idleTimeout       = 60 * time.Second
-	maxHeaderBytes    = 16 << 10
-)
-
 // task is something that runs as long as the server does.
 type task struct {
 	name string
@@ -66,6 +57,10 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 	if err != nil {
 		return fmt.Errorf("%s.listen: %w", name, err)
 	}
+	socket = &boundedListener{
+		Listener: socket, most: s.Config.Limits.Connections, each: s.Config.Limits.ConnectionsPerAddress, exempt: s.Config.Proxies(),
+		refused: func() { s.metrics.limited.WithLabelValues("connections").Inc() },
+	}
 	s.listeners = append(s.listeners, listener{name, socket, h, conf})
 	return nil
 }
@@ -93,6 +88,8 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.ready.Store(true)
 	s.Log.Info("ready", slog.Any("listen", s.Addresses()))
+	s.notify("READY=1", "STATUS=serving")
+	context.AfterFunc(ctx, func() { s.notify("STOPPING=1") })
 	err := group.Wait()
 	s.Log.Info("stopped")
 	return err
@@ -104,11 +101,11 @@ func (s *Server) serve(ctx context.Context, l listener) error {
 	h := &http.Server{
 		Handler:           l.handler,
 		TLSConfig:         l.tls,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
+		ReadHeaderTimeout: s.Config.Timeouts.Header,
+		ReadTimeout:       s.Config.Timeouts.Read,
+		WriteTimeout:      s.Config.Timeouts.Write,
+		IdleTimeout:       s.Config.Timeouts.Idle,
+		MaxHeaderBytes:    int(s.Config.Limits.Header),
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 		ConnContext:       s.conns.context,
 		ConnState: func(c net.Conn, state http.ConnState) {

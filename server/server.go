@@ -31,6 +31,7 @@ import (
 	"keystead/psk"
 	"keystead/seal"
 	"keystead/store"
+	"keystead/store/bolt"
 	"keystead/thingkeys"
 	"keystead/tokens"
 )
@@ -61,14 +62,19 @@ type Server struct {
 	// from trusted proxies only.
 	ClientAddr func(*http.Request) netip.Addr
 
-	keys      *seal.Keyring // of everything sealed at rest, a box per class
-	box       *seal.Box     // of the server's own secrets
-	tls       tlsIdentity
-	listeners []listener
-	closers   []func() error // of what rooms hold open, closed before the store
-	tasks     []task
-	conns     conns
-	ready     atomic.Bool
+	bolt       *bolt.Engine // what DB is
+	metrics    metrics
+	limits     limits
+	rolledBack atomic.Bool   // the audit trail does not reach its last checkpoint
+	lastBackup atomic.Int64  // in seconds since 1970
+	keys       *seal.Keyring // of everything sealed at rest, a box per class
+	box        *seal.Box     // of the server's own secrets
+	tls        tlsIdentity
+	listeners  []listener
+	closers    []func() error // of what rooms hold open, closed before the store
+	tasks      []task
+	conns      conns
+	ready      atomic.Bool
 }
 
 // route is one operation of the API. The whole surface is in tables of these:
@@ -78,16 +84,13 @@ type route struct {
 	need         identity.Need
 	handle       echo.HandlerFunc
 	org          string // the parameter of the path that names the organisation to act in; "" where X-Org-ID does
-	body         int64  // most bytes of the request's body; 0 for maxBody
+	body         int64  // most bytes of the request's body; 0 for limits.body
 	stream       bool   // takes or gives more than the time limits allow; sets its own
 
 	// wire writes error answers where a published API has a form of its own for
 	// them; nil for that of this server.
 	wire func(c echo.Context, status int, p problem) error
 }
-
-// maxBody is the most bytes of a request's body where a route sets no limit.
-const maxBody = 1 << 20
 
 // routes is the surface of the HTTPS listener, a table per resource.
 func (s *Server) routes() []route {
@@ -137,29 +140,18 @@ func (s *Server) PlainHandler() http.Handler { return s.mount(s.publicPKIRoutes(
 
 // OpsHandler returns what the operations listener serves.
 func (s *Server) OpsHandler() http.Handler {
-	return s.mount([]route{
-		{method: http.MethodGet, path: "/livez", need: identity.Public, handle: s.livez},
-		{method: http.MethodGet, path: "/readyz", need: identity.Public, handle: s.readyz},
-	})
-}
-
-func (s *Server) livez(c echo.Context) error { return c.String(http.StatusOK, "ok\n") }
-
-func (s *Server) readyz(c echo.Context) error {
-	if !s.ready.Load() {
-		return c.String(http.StatusServiceUnavailable, "starting or stopping\n")
-	}
-	return c.String(http.StatusOK, "ok\n")
+	return s.mount(s.opsRoutes())
 }
 
 // Handler returns what the HTTPS listener serves.
-func (s *Server) Handler() http.Handler { return s.mount(s.routes()) }
+func (s *Server) Handler() http.Handler { return s.mount(s.routes(), s.throttled) }
 
-func (s *Server) mount(routes []route) http.Handler {
+func (s *Server) mount(routes []route, more ...echo.MiddlewareFunc) http.Handler {
 	e := echo.New()
 	e.HTTPErrorHandler = s.fail
 	e.IPExtractor = func(r *http.Request) string { return s.ClientAddr(r).String() }
-	e.Use(s.requestID, s.recovered, s.logged)
+	e.Use(s.measured(routes), s.requestID, s.recovered, s.logged)
+	e.Use(more...)
 	for _, r := range routes {
 		e.Add(r.method, r.path, r.handle, s.worded(r), s.limited(r), s.authenticated(r), s.authorised(r))
 	}

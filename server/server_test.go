@@ -31,6 +31,7 @@ func start(t *testing.T, change ...func(*config.Config)) *running {
 	t.Helper()
 	cfg := config.Default()
 	cfg.Data = t.TempDir()
+	cfg.Limits.PerAddress.PerSecond, cfg.Limits.PerCredential.PerSecond, cfg.Limits.Failures.PerSecond = 0, 0, 0 // they have tests of their own
 	for _, c := range change {
 		c(&cfg)
 	}

@@ -1,0 +1,11 @@
+package server
+
+// Watched returns how many addresses s keeps a bucket for.
+func (s *Server) Watched() int {
+	s.limits.address.mu.Lock()
+	defer s.limits.address.mu.Unlock()
+	return s.limits.address.order.Len()
+}
+
+// StrictJSON is how bodies are read.
+var StrictJSON = strictJSON
