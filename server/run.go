@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -90,6 +91,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.Log.Info("ready", slog.Any("listen", s.Addresses()))
 	s.notify("READY=1", "STATUS=serving")
 	context.AfterFunc(ctx, func() { s.notify("STOPPING=1") })
+	debug.FreeOSMemory() // what only the start needed is more than all that an idle server does
 	err := group.Wait()
 	s.Log.Info("stopped")
 	return err
