@@ -15,6 +15,7 @@ BUILD    := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags "-s -w 
 # Debian packages of the real clients that the tests drive.
 PACKAGES := \
 	curl \
+	iproute2 \
 	jq \
 	libcoap3-bin \
 	openssl \

@@ -61,6 +61,7 @@ func TestADamagedDatabaseIsRefused(t *testing.T) {
 // there is space again changes are taken, without a restart.
 func TestAFullDisk(t *testing.T) {
 	t.Parallel()
+	namespaced(t, "--mount")
 	s := prepare(t, fast...)
 	data := s.data
 	if err := os.Mkdir(data, 0o700); err != nil {
