@@ -216,7 +216,10 @@ func bindCreator(c echo.Context, v any) (bool, error) {
 	case !utf8.Valid(body):
 		return true, fault.New(fault.Invalid, "the body is not UTF-8")
 	case kind == "application/json", strings.HasSuffix(kind, "+json"):
-		if err := json.Unmarshal(body, v); err != nil {
+		if err := unambiguous(body); err != nil {
+			return true, err
+		}
+		if err := json.Unmarshal(body, v); err != nil { // fields that are not known may be of a newer version of that API
 			return true, badJSON(err)
 		}
 		return true, nil
