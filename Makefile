@@ -18,6 +18,8 @@ PACKAGES := \
 	iproute2 \
 	jq \
 	libcoap3-bin \
+	mosquitto \
+	mosquitto-clients \
 	openssl \
 	strace \
 	strongswan-pki

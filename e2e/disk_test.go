@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -68,7 +69,7 @@ func TestPowerCutOfTheServer(t *testing.T) {
 		time.Sleep(time.Duration(r.IntN(400)) * time.Millisecond)
 		left := d.Cut()
 		s.kill()
-		acknowledged := append(all[:len(all):len(all)], made()...)
+		acknowledged := append(slices.Clip(all), made()...)
 		if err := d.Unmount(); err != nil {
 			t.Fatal(err)
 		}

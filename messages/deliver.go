@@ -70,7 +70,7 @@ func (s *Service) serve(ctx context.Context, sink Sink, log *slog.Logger) error 
 		for {
 			failed, err := s.drain(ctx, sink)
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // stopping: what waits goes at the next start
 			}
 			if err != nil {
 				return err

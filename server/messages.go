@@ -135,11 +135,10 @@ const (
 )
 
 func (s *Server) putMessage(ctx context.Context, r *coap.Request) (coap.Response, error) {
-	format := messages.Format("")
-	switch f, _ := r.ContentFormat(); f {
-	case senmlJSON:
+	var format messages.Format
+	if f, _ := r.ContentFormat(); f == senmlJSON {
 		format = messages.JSON
-	case senmlCBOR:
+	} else if f == senmlCBOR {
 		format = messages.CBOR
 	}
 	if _, err := s.Messages.Accept(ctx, r.Actor, r.Session.Transport(), format, r.Body); err != nil {
