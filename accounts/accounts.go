@@ -9,6 +9,7 @@ package accounts
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,8 @@ type Service struct {
 
 	Config Config
 
+	PublicURL string // where links in mails lead
+
 	epoch  atomic.Uint64
 	cache  verified
 	hashes hashing
@@ -46,21 +49,48 @@ type Service struct {
 	used   map[string]use // API keys used since the last flush
 }
 
-// Config is what an operator may choose. The zero value of a field means its default.
+// Config is what an operator may choose.
 type Config struct {
-	PublicURL          string        // where links in mails lead
-	LoginTTL           time.Duration // of login keys; default one hour
-	RecoveryTTL        time.Duration // of recovery keys; default 15 minutes
-	InviteTTL          time.Duration // of invites; default a week
-	VerifyTTL          time.Duration // of links that verify an address; default a day
-	MaxAPIKeyTTL       time.Duration // longest life of an API key; 0 for no limit
-	MaxKeysPerUser     int           // default 50
-	SelfRegistration   bool
-	VerifyEmail        bool // registration waits for the link in the mail; needs a Mailer
-	MinPassword        int  // characters; default 12
-	HashesAtOnce       int  // argon2id computations at the same time; default half the processors
-	ResetRevokesKeys   bool // a password reset also revokes the user's API keys
-	KeysChangePassword bool // API keys may change the password, given the old one
+	LoginTTL           time.Duration `mapstructure:"login_ttl"`            // of login keys
+	RecoveryTTL        time.Duration `mapstructure:"recovery_ttl"`         // of recovery keys
+	InviteTTL          time.Duration `mapstructure:"invite_ttl"`           // of invites
+	VerifyTTL          time.Duration `mapstructure:"verify_ttl"`           // of links that verify an address
+	MaxAPIKeyTTL       time.Duration `mapstructure:"max_api_key_ttl"`      // longest life of an API key; 0 for no limit
+	MaxKeysPerUser     int           `mapstructure:"max_keys_per_user"`    // API keys
+	SelfRegistration   bool          `mapstructure:"self_registration"`    // anybody may make an account
+	VerifyEmail        bool          `mapstructure:"verify_email"`         // registration waits for the link in the mail
+	MinPassword        int           `mapstructure:"min_password"`         // characters
+	HashesAtOnce       int           `mapstructure:"hashes_at_once"`       // argon2id computations at the same time; 0 is half the processors
+	ResetRevokesKeys   bool          `mapstructure:"reset_revokes_keys"`   // a password reset also revokes the user's API keys
+	KeysChangePassword bool          `mapstructure:"keys_change_password"` // API keys may change the password, given the old one
+}
+
+// DefaultConfig is what an empty configuration gives.
+func DefaultConfig() Config {
+	return Config{
+		LoginTTL: time.Hour, RecoveryTTL: 15 * time.Minute, InviteTTL: 7 * 24 * time.Hour, VerifyTTL: 24 * time.Hour,
+		MaxKeysPerUser: 50, MinPassword: 12, VerifyEmail: true,
+	}
+}
+
+// Validate reports what is wrong with c.
+func (c Config) Validate() error {
+	var errs []error
+	for key, bad := range map[string]bool{
+		"login_ttl: must be from 1m to 24h":         c.LoginTTL < time.Minute || c.LoginTTL > 24*time.Hour,
+		"recovery_ttl: must be from 1m to 24h":      c.RecoveryTTL < time.Minute || c.RecoveryTTL > 24*time.Hour,
+		"invite_ttl: must be from 1m to 8760h":      c.InviteTTL < time.Minute || c.InviteTTL > 8760*time.Hour,
+		"verify_ttl: must be from 1m to 8760h":      c.VerifyTTL < time.Minute || c.VerifyTTL > 8760*time.Hour,
+		"max_api_key_ttl: must not be negative":     c.MaxAPIKeyTTL < 0,
+		"max_keys_per_user: must be from 1 to 1000": c.MaxKeysPerUser < 1 || c.MaxKeysPerUser > 1000,
+		"min_password: must be from 8 to 128":       c.MinPassword < 8 || c.MinPassword > 128,
+		"hashes_at_once: must be from 0 to 64":      c.HashesAtOnce < 0 || c.HashesAtOnce > 64,
+	} {
+		if bad {
+			errs = append(errs, errors.New(key))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Mailer sends the few mails there are. It must not wait for the mail server.
@@ -103,7 +133,7 @@ type Token struct {
 
 // text returns a claim that is a text, "" if it is not there or something else.
 func (t Token) text(claim string) string {
-	v, _ := t.Extra[claim].(string) //nolint:errcheck // "" is what it is then
+	v, _ := t.Extra[claim].(string)
 	return v
 }
 
@@ -117,25 +147,12 @@ func (t Token) time(claim string) time.Time {
 
 // Start readies the service. Call it once, after the fields are filled in.
 func (s *Service) Start() {
-	def(&s.Config.LoginTTL, time.Hour)
-	def(&s.Config.RecoveryTTL, 15*time.Minute)
-	def(&s.Config.InviteTTL, 7*24*time.Hour)
-	def(&s.Config.VerifyTTL, 24*time.Hour)
-	def(&s.Config.MaxKeysPerUser, 50)
-	def(&s.Config.MinPassword, 12)
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
 	s.used = map[string]use{}
 	s.hashes.start(s.Config.HashesAtOnce)
 	s.logins.start(s.Now)
-}
-
-func def[T comparable](v *T, to T) {
-	var zero T
-	if *v == zero {
-		*v = to
-	}
 }
 
 // Epoch moves whenever anything changed that a verified credential rests on,

@@ -51,7 +51,7 @@ func newWorld(t testing.TB, configure ...func(*accounts.Service)) *world {
 	}
 	w := &world{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	w.Service = &accounts.Service{
-		DB: db, Now: w.clock, Box: box,
+		DB: db, Now: w.clock, Box: box, Config: accounts.DefaultConfig(),
 		Audit: &audit.Log{DB: db, Key: seal.NewSecret(32), Now: w.clock},
 	}
 	for _, c := range configure {

@@ -602,7 +602,7 @@ func (s *Service) CreateInvite(ctx context.Context, email, org string, role iden
 		return i, t.Text(), nil
 	}
 	return i, t.Text(), s.Mail.Send(ctx, email, "You are invited", "You are invited to administer devices.\n\n"+
-		s.Config.PublicURL+"/invite#"+string(t.Text())+"\n\nThe link works until "+i.ExpiresAt.Format(time.RFC1123)+".\n")
+		s.PublicURL+"/invite#"+string(t.Text())+"\n\nThe link works until "+i.ExpiresAt.Format(time.RFC1123)+".\n")
 }
 
 // Invites returns the invites to an organisation, or to the server for "".
@@ -758,13 +758,13 @@ func (s *Service) Register(ctx context.Context, n NewUser, from netip.Addr) erro
 	}
 	if fault.Is(err, fault.Conflict) {
 		return s.Mail.Send(ctx, n.Email, "You have an account already",
-			"Somebody, probably you, tried to register with this address, which has an account already.\n\n"+s.Config.PublicURL+"/login\n")
+			"Somebody, probably you, tried to register with this address, which has an account already.\n\n"+s.PublicURL+"/login\n")
 	}
 	if err != nil {
 		return err
 	}
 	return s.Mail.Send(ctx, n.Email, "Verify your address",
-		"Open this link to finish your registration:\n\n"+s.Config.PublicURL+"/verify#"+string(t.Text())+"\n")
+		"Open this link to finish your registration:\n\n"+s.PublicURL+"/verify#"+string(t.Text())+"\n")
 }
 
 var verifyTable = store.NewTable[recovery]("verification key") // by user

@@ -50,7 +50,7 @@ func (s *Service) RequestRecovery(ctx context.Context, email string, from netip.
 		return err
 	}
 	return s.Mail.Send(ctx, u.Email, "Reset your password", "Somebody, probably you, asked for a new password for your account.\n\n"+
-		s.Config.PublicURL+"/reset#"+string(text)+"\n\nThe link works once, for "+s.Config.RecoveryTTL.String()+". If it was not you, there is nothing to do.\n")
+		s.PublicURL+"/reset#"+string(text)+"\n\nThe link works once, for "+s.Config.RecoveryTTL.String()+". If it was not you, there is nothing to do.\n")
 }
 
 // IssueRecovery returns a recovery key of a user, for an administrator to hand

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"keystead/accounts"
 	"keystead/coapgw"
 	"keystead/est"
 	"keystead/messages/sink"
@@ -48,6 +49,7 @@ type Config struct {
 	Webhook  outbound.Config `mapstructure:"webhook"`
 	Tokens   tokens.Config   `mapstructure:"tokens"`
 	Messages Messages        `mapstructure:"messages"`
+	Accounts accounts.Config `mapstructure:"accounts"`
 
 	origins map[string]Origin
 }
@@ -75,6 +77,7 @@ func Default() Config {
 		Backup:    Backup{Keep: 7},
 		Log:       Log{Level: "info", Format: "auto"},
 		Tokens:    tokens.DefaultConfig(),
+		Accounts:  accounts.DefaultConfig(),
 		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
 	}
 }

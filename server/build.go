@@ -107,7 +107,7 @@ func (s *Server) buildDevices(ctx context.Context) error {
 
 // buildAccounts opens who may administer.
 func (s *Server) buildAccounts(context.Context) error {
-	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Tokens: userTokens{s.Tokens}, Config: accounts.Config{PublicURL: s.Config.PublicURL}}
+	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Tokens: userTokens{s.Tokens}, Config: s.Config.Accounts, PublicURL: s.Config.PublicURL}
 	s.Accounts.Start()
 	s.tasks = append(s.tasks, task{"accounts", s.Accounts.Run})
 	return nil
