@@ -182,6 +182,7 @@ func newWorld(t testing.TB, set ...func(*coapgw.Gateway)) *world {
 	w.ledger.addPSK("dev1", testKey, "d1")
 	w.ledger.add("cert1", device("d1", identity.Certificate, "c1"))
 	w.ledger.add("Thing thing1", device("d1", identity.ThingKey, "t1"))
+	w.ledger.add("Key thing1", device("d1", identity.ThingKey, "t1")) // of a kind that is not said
 	w.ledger.addPSK("dev2", "another-key-of-2", "d2")
 	server := w.ca.issue("localhost")
 	conf := coapgw.DefaultConfig()

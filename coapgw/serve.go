@@ -155,10 +155,11 @@ func (s *session) authorise(ctx context.Context, m *coap.Message, route coap.Rou
 	if err != nil {
 		// On a public route a credential that does not count is no obstacle,
 		// unless it is another's.
-		if known && route.Need == identity.Public && !ends {
+		k := fault.KindOf(err)
+		if known && route.Need == identity.Public && (!ends || errors.Is(err, errLapsed)) && (k == fault.Unauthenticated || k == fault.Forbidden) {
 			return identity.Actor{}, nil
 		}
-		if ends || !s.hasActor() {
+		if ends || (!s.hasActor() && k == fault.Unauthenticated) {
 			return actor, closing(err)
 		}
 		return actor, err

@@ -45,6 +45,7 @@ type session struct {
 	active   atomic.Int32 // requests being served
 	closeAt  atomic.Int64 // unix nanoseconds; set when the session is to end
 	over     atomic.Bool
+	leaving  atomic.Bool // it is ending its own device, and stays for the answer
 
 	next *session // of the same device; guarded by gw.sessions.mu
 	key  string   // the device it is listed under; guarded by gw.sessions.mu
@@ -88,7 +89,9 @@ func newSession(gw *Gateway, l link, transport identity.Transport, p peer) *sess
 // what was revoked before it could be found there ends it now.
 func (s *session) admitted() {
 	if s.epochSeen() != s.gw.Epoch() {
-		_, _, _ = s.resolve(s.gw.ctx)
+		if _, _, err := s.resolve(s.gw.ctx); fault.Is(err, fault.Unauthenticated) || fault.Is(err, fault.Forbidden) {
+			s.end("its credential is good no more", true)
+		}
 	}
 }
 
@@ -307,6 +310,17 @@ func (s *session) end(reason string, tell bool) {
 // credential is what a request shows besides the session.
 type credential struct{ scheme, value string }
 
+// disown has the session belong to nobody, after its device was ended by it.
+func (s *session) disown() {
+	s.mu.Lock()
+	s.actor, s.known, s.signed = identity.Actor{}, false, nil
+	s.mu.Unlock()
+	s.gw.sessions.index(s)
+}
+
+// errLapsed says that a sign-in is over in time.
+var errLapsed = fault.New(fault.Unauthenticated, "the sign-in has expired; sign in again")
+
 // identify says who makes a request: whom the session belongs to, as long as
 // that holds, and whom a credential in the request proves, which must be the
 // same. A fault ends the session if it says that the two differ, or that the
@@ -319,11 +333,12 @@ func (s *session) identify(ctx context.Context, shown credential) (a identity.Ac
 	lapsed := s.signed != nil && !s.signed.until.IsZero() && !now.Before(s.signed.until)
 	s.mu.Unlock()
 	if lapsed {
-		return a, false, true, fault.New(fault.Unauthenticated, "the sign-in has expired; sign in again")
+		return a, false, true, errLapsed
 	}
 	if !fresh {
 		if a, known, err = s.resolve(ctx); err != nil {
-			return a, false, true, err
+			k := fault.KindOf(err)
+			return a, false, k == fault.Unauthenticated || k == fault.Forbidden, err
 		}
 	}
 	if expires := a.Credential.ExpiresAt; known && !expires.IsZero() && !now.Before(expires) {
@@ -354,8 +369,7 @@ func (s *session) anonymous() bool { return s.psk == "" && len(s.chain) == 0 }
 // maxRefused is how many wrong credentials the requests of a session may show.
 const maxRefused = 10
 
-// resolve finds out again whom the session belongs to. If its credential is
-// good no more, the session ends.
+// resolve finds out again whom the session belongs to.
 func (s *session) resolve(ctx context.Context) (identity.Actor, bool, error) {
 	a, known, epoch, err := s.gw.resolve(ctx, s.Proof())
 	s.mu.Lock()
@@ -369,9 +383,6 @@ func (s *session) resolve(ctx context.Context) (identity.Actor, bool, error) {
 		err = signed.check(ctx)
 	}
 	if err != nil {
-		if fault.Is(err, fault.Unauthenticated) || fault.Is(err, fault.Forbidden) {
-			s.end("its credential is good no more", true)
-		}
 		return a, false, err
 	}
 	s.mu.Lock()
@@ -481,6 +492,9 @@ func (g *Gateway) Changed(c devices.Change) {
 	for _, s := range g.sessions.of(c.Device.ID) {
 		if !c.Ends() {
 			s.Notify("/whoami")
+			continue
+		}
+		if s.leaving.Load() {
 			continue
 		}
 		if c.Credential == nil || s.restsOn(c.Credential.Kind, c.Credential.ID) {
