@@ -34,7 +34,15 @@ import (
 	"keystead/seal"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// go-coap, which is a client of the tests, starts these when it is
+		// loaded and never ends them.
+		goleak.IgnoreAnyFunction("github.com/plgd-dev/go-coap/v3/udp/client.init.init.func1.NewCommon[...].func6.1"),
+		goleak.IgnoreAnyFunction("github.com/plgd-dev/go-coap/v3/tcp/client.init.init.func1.NewCommon[...].func6.1"),
+		goleak.IgnoreAnyFunction("github.com/plgd-dev/go-coap/v3/options/config.NewCommon[...].func1.1"),
+	)
+}
 
 // ledger is whom the tests' credentials belong to.
 type ledger struct {

@@ -268,19 +268,29 @@ func (s *session) Close(reason string) { s.end(reason, true) }
 // closing reports whether the session is about to end: it takes no new requests.
 func (s *session) closing() bool { return s.closeAt.Load() != 0 || s.over.Load() }
 
-// closeDelay is how long a session over datagrams stays when it is to end with
-// an answer, which may be lost and asked for again.
-const closeDelay = 1500 * time.Millisecond
+// How long a session stays when it is to end with an answer: over datagrams
+// that may be lost and asked for again, over a stream it must only be read.
+const (
+	closeDelay       = 1500 * time.Millisecond
+	closeDelayStream = 50 * time.Millisecond
+)
 
 // closeSoon ends the session once its last answer had time to arrive.
 func (s *session) closeSoon(reason string) {
-	if s.transport != identity.CoAPUDP {
-		s.end(reason, true)
+	d, ok := s.link.(*dgram)
+	if ok {
+		s.closeAt.CompareAndSwap(0, s.gw.Now().Add(closeDelay).UnixNano())
+		s.gw.attend(d)
 		return
 	}
-	s.closeAt.CompareAndSwap(0, s.gw.Now().Add(closeDelay).UnixNano())
-	if d, ok := s.link.(*dgram); ok {
-		s.gw.attend(d)
+	if s.closeAt.CompareAndSwap(0, s.gw.Now().Add(closeDelayStream).UnixNano()) {
+		s.gw.spawn("close", func() {
+			select {
+			case <-time.After(closeDelayStream):
+			case <-s.context().Done():
+			}
+			s.end(reason, true)
+		})
 	}
 }
 
