@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"keystead/accounts"
+	"keystead/authsets"
 	"keystead/coapgw"
 	"keystead/est"
 	"keystead/messages/sink"
@@ -51,6 +52,8 @@ type Config struct {
 	Messages Messages        `mapstructure:"messages"`
 	Accounts accounts.Config `mapstructure:"accounts"`
 
+	AuthSets authsets.Config `mapstructure:"authsets"`
+
 	origins map[string]Origin
 }
 
@@ -79,6 +82,7 @@ func Default() Config {
 		Tokens:    tokens.DefaultConfig(),
 		Accounts:  accounts.DefaultConfig(),
 		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
+		AuthSets:  authsets.DefaultConfig(),
 	}
 }
 

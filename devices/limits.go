@@ -35,6 +35,13 @@ func (d *Device) check() error {
 	return fault.InvalidFields(bad...)
 }
 
+// CheckNotes reports what is wrong with a comment and labels, for rooms that keep them until
+// there is a device to have them.
+func CheckNotes(comment string, labels map[string]string) error {
+	d := Device{Name: "-", Comment: comment, Labels: labels}
+	return d.check()
+}
+
 func (k AliasKind) valid() bool {
 	switch k {
 	case Endpoint, OCFUUID, CommonName, SerialNumber, External:

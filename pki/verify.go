@@ -234,11 +234,11 @@ func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certif
 	if err != nil {
 		return "", err
 	}
-	return a.ID, s.notRevoked(ctx, leaf)
+	return a.ID, s.NotRevoked(ctx, leaf)
 }
 
-// notRevoked refuses a certificate the inventory knows as revoked.
-func (s *Service) notRevoked(ctx context.Context, leaf *x509.Certificate) error {
+// NotRevoked refuses, as Unauthenticated, a certificate the inventory knows as revoked.
+func (s *Service) NotRevoked(ctx context.Context, leaf *x509.Certificate) error {
 	return s.DB.View(ctx, func(tx store.Tx) error {
 		c, err := certificates.GetBy(tx, "fingerprint", store.TermOf(Fingerprint(leaf.Raw)))
 		if fault.Is(err, fault.NotFound) {

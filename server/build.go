@@ -52,7 +52,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildPSK,
 		s.buildThings,
 		s.buildPKI,
-
+		s.buildAuthSets,
 		s.buildEST,
 		// transports, a line each: lwm2m
 		s.buildCoAP, // after those whose routes it mounts
@@ -68,6 +68,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.PSK,
 		s.Things,
 		s.AccessKeys,
+		s.AuthSets,
 		s.Accounts,
 	}
 	if err := s.firstStart(ctx); err != nil {

@@ -20,6 +20,7 @@ import (
 	"keystead/accesskeys"
 	"keystead/accounts"
 	"keystead/audit"
+	"keystead/authsets"
 	"keystead/coapgw"
 	"keystead/config"
 	"keystead/devices"
@@ -56,6 +57,7 @@ type Server struct {
 	Events     *events.Service
 	Tokens     *tokens.Service
 	Messages   *messages.Service
+	AuthSets   *authsets.Service
 	Resolver   identity.Resolver // the methods of every credential, the same on every listener
 
 	// ClientAddr says where a request comes from; forwarded addresses count
@@ -106,6 +108,8 @@ func (s *Server) routes() []route {
 		s.pskRoutes(),
 		s.tokenRoutes(),
 		s.messageRoutes(),
+		s.authRequestRoutes(),
+		s.devauthRoutes(),
 		s.webhookRoutes(),
 		s.keyRoutes(),
 		s.userRoutes(),

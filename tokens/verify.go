@@ -45,6 +45,26 @@ func (s *Service) Verify(text string, kinds ...Kind) (Token, error) {
 // resolver can say that it is another's.
 func Looks(text string) bool { return strings.Count(text, ".") == 2 && strings.HasPrefix(text, "ey") }
 
+// TypeOf returns the typ of what looks like a token, "" for what does not. Nothing of it
+// is verified: it says who to ask.
+func TypeOf(text string) string {
+	head, _, ok := strings.Cut(text, ".")
+	if !ok || len(text) > maxToken || !Looks(text) {
+		return ""
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(head)
+	if err != nil {
+		return ""
+	}
+	var h struct {
+		Type string `json:"typ"`
+	}
+	if json.Unmarshal(raw, &h) != nil {
+		return ""
+	}
+	return h.Type
+}
+
 // kidForm is what the name of a key looks like; it is only ever looked up.
 var kidForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 

@@ -1,0 +1,192 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+
+	"github.com/labstack/echo/v4"
+
+	"keystead/accounts"
+	"keystead/authsets"
+	"keystead/events"
+	"keystead/fault"
+	"keystead/identity"
+	"keystead/store"
+	"keystead/tokens"
+)
+
+func (s *Server) authRequestRoutes() []route {
+	return []route{
+		// Who may in is for the signature in the request to say.
+		{method: http.MethodPost, path: "/api/devices/v1/authentication/auth_requests", need: identity.Public, handle: mender(s.authRequest), wire: menderProblem},
+	}
+}
+
+// buildAuthSets opens the auth sets, and has their tokens signed.
+func (s *Server) buildAuthSets(context.Context) error {
+	s.AuthSets = &authsets.Service{
+		DB: s.DB, Devices: s.Devices, Audit: s.Audit, Now: s.Now, Log: s.Log, Config: s.Config.AuthSets,
+		Issue: s.issueDeviceToken, Verify: s.verifyDeviceToken, Tenant: s.tenant, Changed: s.emitAuthSet, CertRevoked: s.certRevoked,
+	}
+	s.AuthSets.Start()
+	s.tasks = append(s.tasks, task{"auth sets", s.AuthSets.Run})
+	return nil
+}
+
+func (s *Server) issueDeviceToken(t authsets.Token) (string, error) {
+	text, _, err := s.Tokens.Issue(tokens.Device, tokens.New{
+		ID: t.ID, Subject: t.Device, Org: t.Org, Epoch: t.Epoch, TTL: s.Config.AuthSets.TokenTTL,
+		Extra: map[string]any{"mender.device": true}, // what Mender's other servers look for
+	})
+	return text, err
+}
+
+func (s *Server) verifyDeviceToken(text string) (authsets.Token, error) {
+	if tokens.TypeOf(text) != tokens.Device.Type {
+		return authsets.Token{}, identity.ErrNotMine
+	}
+	t, err := s.Tokens.Verify(text, tokens.Device)
+	return authsets.Token{ID: t.ID, Device: t.Subject, Org: t.Org, Epoch: t.Epoch, ExpiresAt: t.ExpiresAt}, err
+}
+
+// tenant is the organisation a tenant token names by its id, else the default one: devices
+// keep the tokens of other servers when they are moved to this one.
+func (s *Server) tenant(ctx context.Context, token string) (string, error) {
+	if token != "" {
+		var org accounts.Organisation
+		err := s.DB.View(ctx, func(tx store.Tx) (err error) {
+			org, err = s.Accounts.OrganisationIn(tx, token)
+			return err
+		})
+		if !fault.Is(err, fault.NotFound) {
+			return org.ID, err
+		}
+	}
+	return s.Accounts.DefaultOrganisation(ctx)
+}
+
+// emitAuthSet puts a change of a device's status into the outbox, as Mender's servers
+// write it.
+func (s *Server) emitAuthSet(ctx context.Context, tx store.Tx, what authsets.What, d authsets.Device) error {
+	data := map[string]any{"id": d.ID}
+	if what != authsets.Decommissioned {
+		data["status"] = d.Status
+	}
+	if what == authsets.Provisioned {
+		v := viewAuthDevice(d, nil)
+		data["auth_sets"], data["created_ts"] = v.AuthSets, v.CreatedTS
+	}
+	b, err := json.Marshal(data)
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	return s.Events.Emit(ctx, tx, events.Event{Org: d.Org, Type: string(what), Subj: d.ID, Data: b})
+}
+
+// certRevoked says whether a client certificate that was issued here is revoked.
+func (s *Server) certRevoked(ctx context.Context, leaf *x509.Certificate) (bool, error) {
+	err := s.PKI.NotRevoked(ctx, leaf)
+	if fault.Is(err, fault.Unauthenticated) {
+		return true, nil
+	}
+	return false, err
+}
+
+// signatureHeader carries the signature of an auth request.
+const signatureHeader = "X-MEN-Signature"
+
+// authRequest answers a device with a token, or with why it gets none.
+func (s *Server) authRequest(c echo.Context) error {
+	r := c.Request()
+	if err := menderType(r); err != nil {
+		return err
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return badJSON(err)
+	}
+	// The Authorization header, in which old clients send their tenant token, is not looked at.
+	in := authsets.Request{Body: body, Signature: r.Header.Get(signatureHeader), Remote: s.ClientAddr(r)}
+	if r.TLS != nil {
+		in.Chain = r.TLS.PeerCertificates
+	}
+	token, err := s.AuthSets.Authenticate(r.Context(), in)
+	if err != nil {
+		return err
+	}
+	return c.Blob(http.StatusOK, "application/jwt", []byte(token))
+}
+
+// menderType checks the media type of a body as Mender's servers do: of one whose
+// length is known and not zero.
+func menderType(r *http.Request) error {
+	if r.ContentLength <= 0 {
+		return nil
+	}
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil {
+		return fault.New(fault.Invalid, "Invalid value for Content-Type header: %v", err)
+	}
+	if kind != "application/json" {
+		return fault.New(fault.Unsupported, "Bad Content-Type, expected 'application/json'")
+	}
+	return nil
+}
+
+const menderRequestID = "X-MEN-RequestID"
+
+// mender has a route answer with the request id where Mender's clients look for it.
+func mender(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		menderID(c)
+		return next(c)
+	}
+}
+
+func menderID(c echo.Context) string {
+	rid := c.Request().Header.Get(menderRequestID)
+	if !requestIDForm.MatchString(rid) {
+		rid = identity.RequestID(c.Request().Context())
+	}
+	c.Response().Header().Set(menderRequestID, rid)
+	return rid
+}
+
+// menderProblem writes an error as Mender's servers do. It is the wire of their routes.
+func menderProblem(c echo.Context, status int, p problem) error {
+	if status == http.StatusRequestEntityTooLarge {
+		p.Error = "http: request body too large"
+	}
+	if status == http.StatusServiceUnavailable {
+		p.Error = "service unavailable"
+	}
+	b, err := json.Marshal(struct {
+		Error     string `json:"error"`
+		RequestID string `json:"request_id"`
+	}{p.Error, menderID(c)})
+	if err != nil {
+		return err
+	}
+	return c.Blob(status, "application/json; charset=utf-8", b)
+}
+
+// menderBody reads a JSON body as Mender's servers do: fields that are not known are left
+// alone, since newer clients have more.
+func menderBody(c echo.Context, what string, v any) error {
+	if err := menderType(c.Request()); err != nil {
+		return err
+	}
+	if err := json.NewDecoder(c.Request().Body).Decode(v); err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return badJSON(err)
+		}
+		return fault.New(fault.Invalid, "failed to decode %s: %v", what, err)
+	}
+	return nil
+}
