@@ -24,7 +24,7 @@ PACKAGES := \
 	strace \
 	strongswan-pki
 
-.PHONY: help build run test unit e2e check fmt lint tidy bench fuzz cover packages dist clean
+.PHONY: help build run test unit e2e check fmt lint tidy bench bench-scale soak faults fuzz cover packages dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,21 @@ BENCH  := $(GO) run -buildvcs=false ./bench -keep $(FLEETS)
 
 bench: build ## every benchmark beside its limit, into docs/benchmarks.md (NAME=regexp: some, printed only)
 	@$(BENCH) -name '$(NAME)' $(if $(filter .,$(NAME)),-out docs/benchmarks.md)
+
+DEVICES ?= 1000000
+T       ?= 10m
+
+bench-scale: build ## what must not grow with the fleet (DEVICES=10000000)
+	@$(BENCH) -name 'resolve|https|start|scale' -devices $(DEVICES)
+
+soak: build ## everything at once for a time: T=10m
+	@$(BENCH) -soak $(T)
+
+faults: packages build ## kill -9, power cuts, full and failing disks, damaged files, floods, bad networks: what was tried and what was lost
+	@{ $(GO) test -json -count=1 -run '$(FAULTS)' ./store/bolt ./coapgw || true; \
+	  $(GO) test -json -count=1 -tags e2e -timeout 20m -run '$(FAULTS)' ./e2e || true; } | $(GO) run ./internal/tested
+
+FAULTS := Kill|Power|Disk|Fsync|Damage|Flood|Spoof|Network|Clock|Restore
 
 fuzz: ## every fuzz target for TIME each (TIME=1m)
 	@grep -rlE --include=*_test.go '^func Fuzz' . | sort | while read -r file; do \

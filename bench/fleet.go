@@ -164,7 +164,7 @@ func enrol(ctx context.Context, s *server.Server, n int) (made []member, err err
 	err = s.DB.Update(ctx, func(tx store.Tx) error {
 		made = made[:0]
 		for range n {
-			k, secret, err := s.PSK.CreateIn(ctx, tx, psk.New{Labels: map[string]string{"site": "site " + strconv.Itoa(rand.IntN(100)), "model": "m1"}})
+			k, secret, err := s.PSK.CreateIn(ctx, tx, newKey())
 			if err != nil {
 				return err
 			}
@@ -173,6 +173,11 @@ func enrol(ctx context.Context, s *server.Server, n int) (made []member, err err
 		return nil
 	})
 	return made, err
+}
+
+// newKey is a key for a new device with two labels.
+func newKey() psk.New {
+	return psk.New{Labels: map[string]string{"site": "site " + strconv.Itoa(rand.IntN(100)), "model": "m1"}}
 }
 
 // resolveBench measures a resolve in the process.

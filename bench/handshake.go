@@ -111,23 +111,25 @@ func pionServer(o order) error {
 }
 
 func handshakeLoad(o order) error {
-	addr, err := net.ResolveUDPAddr("udp", o.Addr)
+	return hammer(o, func(int, int) error { return handshake(o.Addr, o.Keys[rand.IntN(len(o.Keys))]) })
+}
+
+// handshake opens a session with a pre-shared key and ends it.
+func handshake(at string, k psKey) error {
+	addr, err := net.ResolveUDPAddr("udp", at)
 	if err != nil {
 		return err
 	}
-	return hammer(o, func(int, int) error {
-		k := o.Keys[rand.IntN(len(o.Keys))]
-		c, err := dtls.DialWithOptions("udp", addr,
-			dtls.WithPSK(func([]byte) ([]byte, error) { return k.Secret, nil }),
-			dtls.WithPSKIdentityHint([]byte(k.Identity)),
-			dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8),
-		)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		return c.HandshakeContext(ctx)
-	})
+	c, err := dtls.DialWithOptions("udp", addr,
+		dtls.WithPSK(func([]byte) ([]byte, error) { return k.Secret, nil }),
+		dtls.WithPSKIdentityHint([]byte(k.Identity)),
+		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8),
+	)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return c.HandshakeContext(ctx)
 }

@@ -5,7 +5,8 @@
 //
 //	make bench              all
 //	make bench NAME=store   those whose name matches
-//	make bench-scale        with a million devices
+//	make bench-scale        what must not grow, with DEVICES=1000000
+//	make soak T=10m         everything at once for a time
 package main
 
 import (
@@ -25,17 +26,18 @@ import (
 type bench struct {
 	name  string
 	about string // what is measured, and against what
-	scale bool   // only with -scale
 	run   func(*run) error
 }
 
 var benches = []bench{
-	{"store", "Durable updates a second: the store, bare bbolt `Update` and bbolt `Batch` as it comes. An update writes a record of 600 bytes under a time-ordered key, a unique index entry of 32 random bytes, and an index entry by state.", false, storeBench},
-	{"resolve", "A resolve in the process: a pre-shared key is found, its device read and its state looked at, by random identities.", false, resolveBench},
-	{"https", "Requests over HTTPS on kept connections, by the server's own CPU time: reading random devices from a store of a thousand and of the large number.", false, httpsBench},
-	{"start", "From the start of the process to the first 200 of /readyz, and memory then.", false, startBench},
-	{"handshake", "Full DTLS handshakes with a pre-shared key, and their ends, by the server's own CPU time; the bare one is pion's listener with a key that is at hand.", false, handshakeBench},
-	{"import", "Making devices with a pre-shared key each, a thousand a transaction, against bare bbolt taking the same bytes.", false, importBench},
+	{"store", "Durable updates a second: the store, bare bbolt `Update` and bbolt `Batch` as it comes. An update writes a record of 600 bytes under a time-ordered key, a unique index entry of 32 random bytes, and an index entry by state.", storeBench},
+	{"resolve", "A resolve in the process: a pre-shared key is found, its device read and its state looked at, by random identities.", resolveBench},
+	{"https", "Requests over HTTPS on kept connections, by the server's own CPU time: reading random devices from a store of a thousand and of the large number.", httpsBench},
+	{"start", "From the start of the process to the first 200 of /readyz, and memory then.", startBench},
+	{"handshake", "Full DTLS handshakes with a pre-shared key, and their ends, by the server's own CPU time; the bare one is pion's listener with a key that is at hand.", handshakeBench},
+	{"enrol", "EST enrolments, each recorded before it is answered, by the server's own CPU time; the bare one parses and checks the request and signs the certificate, and does nothing else.", enrolBench},
+	{"import", "Making devices with a pre-shared key each, a thousand a transaction, against bare bbolt taking the same bytes.", importBench},
+	{"scale", "What should not grow with the fleet, in the process.", scaleBench},
 }
 
 // settings are the flags.
@@ -70,14 +72,15 @@ func main() {
 	flag.StringVar(&s.binary, "keystead", "bin/keystead", "the server's `binary`")
 	flag.StringVar(&s.keep, "keep", "", "keep the stores that were built in this `directory`, and use them if they are there")
 	flag.IntVar(&s.devices, "devices", 1_000_000, "how many devices the large store has")
+	lasting := flag.Duration("soak", 0, "instead, load a server with everything at once for so `long`, and look how it develops")
 	flag.Parse()
-	if err := measure(s, *name, *out); err != nil {
+	if err := measure(s, *name, *out, *lasting); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func measure(s settings, name, out string) error {
+func measure(s settings, name, out string, lasting time.Duration) (err error) {
 	match, err := regexp.Compile(name)
 	if err != nil {
 		return err
@@ -108,6 +111,13 @@ func measure(s settings, name, out string) error {
 		}()
 	}
 	r.head()
+	if lasting > 0 {
+		if err := soak(r, lasting); err != nil {
+			return fmt.Errorf("soak: %w", err)
+		}
+		fmt.Fprintf(r.out, "\nGoals missed: %d.\n", r.missed)
+		return nil
+	}
 	for _, b := range benches {
 		if !match.MatchString(b.name) {
 			continue

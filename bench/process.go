@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,6 +34,10 @@ func play(role string) int {
 			err = httpsLoad(order)
 		case "handshake":
 			err = handshakeLoad(order)
+		case "mix":
+			err = mixLoad(order)
+		case "est":
+			err = estLoad(order)
 		case "pion":
 			err = pionServer(order)
 		default:
@@ -51,9 +54,10 @@ func play(role string) int {
 // order is what a role is to do.
 type order struct {
 	Addr    string
+	CoAP    string
+	Token   string // of the administrator
 	Workers int
 	Time    time.Duration
-	Header  map[string]string
 	Paths   []string
 	Keys    []psKey
 }
@@ -69,6 +73,13 @@ type result struct {
 	Done, Failed int
 	P50, P99     time.Duration
 	Error        string
+	By           map[string]part // of a mixed load
+}
+
+// part is one kind of operation of a mixed load.
+type part struct {
+	Done        int
+	First, Last time.Duration // p99 in the first and the last tenth of the time
 }
 
 // load has a load process do what o says, and returns what came of it.
@@ -127,29 +138,8 @@ func hammer(o order, do func(worker, i int) error) error {
 }
 
 func httpsLoad(o order) error {
-	client := &http.Client{Transport: &http.Transport{
-		MaxIdleConnsPerHost: o.Workers,
-		TLSClientConfig:     &tls.Config{InsecureSkipVerify: true},
-	}}
-	return hammer(o, func(int, int) error {
-		req, err := http.NewRequest(http.MethodGet, "https://"+o.Addr+o.Paths[rand.IntN(len(o.Paths))], nil)
-		if err != nil {
-			return err
-		}
-		for k, v := range o.Header {
-			req.Header.Set(k, v)
-		}
-		res, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer res.Body.Close()
-		body, err := io.ReadAll(res.Body)
-		if err == nil && res.StatusCode != http.StatusOK {
-			err = fmt.Errorf("%s: %s", res.Status, body)
-		}
-		return err
-	})
+	c := newCaller(o)
+	return hammer(o, func(int, int) error { return c.call(http.MethodGet, o.Paths[rand.IntN(len(o.Paths))], nil, nil) })
 }
 
 // process is a server that runs.
@@ -248,7 +238,7 @@ func httpsBench(r *run) error {
 			return err
 		}
 		defer p.stop()
-		o := order{Addr: p.at["https"], Workers: 16, Header: map[string]string{"Authorization": "Bearer " + f.admin.APIKey}}
+		o := order{Addr: p.at["https"], Workers: 16, Token: f.admin.APIKey}
 		for _, m := range f.some {
 			o.Paths = append(o.Paths, "/api/v1/devices/"+m.device)
 		}

@@ -71,7 +71,7 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	leftovers(t, dir)
-	t.Logf("kill -9: %d times, %d of them at a chosen system call, %d updates acknowledged: 0 lost, 0 torn", total, atCall, acks)
+	t.Logf("figure: kill -9: %d times, %d of them at a chosen system call, %d updates acknowledged: 0 lost, 0 torn", total, atCall, acks)
 }
 
 // leftovers looks what killed first starts left behind: only what can be told
@@ -103,12 +103,12 @@ func TestPowerCut(t *testing.T) {
 	}
 	const each = 8
 	images, bad, acks, unsynced := powerCuts(t, "", (rounds(t, 1000)+each-1)/each, each)
-	t.Logf("power cut: %d images of %d cuts, %d cuts with unsynced writes, %d updates acknowledged: %d bad", images, images/each, unsynced, acks, bad)
+	t.Logf("figure: power cut: %d images of %d cuts, %d cuts with unsynced writes, %d updates acknowledged: %d bad", images, images/each, unsynced, acks, bad)
 	if bad > 0 {
 		t.Errorf("%d of %d images are bad, want none", bad, images)
 	}
 	images, bad, _, _ = powerCuts(t, "nosync", 5, each)
-	t.Logf("power cut without fsync, the negative control: %d of %d images bad", bad, images)
+	t.Logf("figure: power cut without fsync, the negative control: %d of %d images bad", bad, images)
 	if bad < images*9/10 {
 		t.Errorf("without fsync only %d of %d images are bad: the test does not see what it should", bad, images)
 	}
@@ -224,7 +224,7 @@ func TestDiskFull(t *testing.T) {
 	if _, err := inspect(t, memory(t), files, p.acked); err != nil {
 		t.Errorf("after a full disk: %v", err)
 	}
-	t.Logf("disk full: %d updates refused, reads went on, %d accepted before and %d after there was room, without a restart: 0 lost, file intact", full, before, p.acks-before)
+	t.Logf("figure: disk full: %d updates refused, reads went on, %d accepted before and %d after there was room, without a restart: 0 lost, file intact", full, before, p.acks-before)
 }
 
 // TestFsyncFails has each fsync in turn fail: the process must report that the
@@ -261,5 +261,5 @@ func TestFsyncFails(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("fsync error: %d times, each time writing stopped; %d images after it: 0 acknowledged updates lost", tried, images)
+	t.Logf("figure: fsync error: %d times, each time writing stopped; %d images after it: 0 acknowledged updates lost", tried, images)
 }

@@ -135,7 +135,7 @@ func TestDamagedFile(t *testing.T) {
 	try("random bytes", random, false)
 	try("an empty file", nil, false)
 	try("a text", bytes.Repeat([]byte("Lorem ipsum dolor sit amet. "), 2000), false)
-	t.Logf("damaged file: %d kinds, %d refused at open, %d found by the check, %d without effect: no crash, no wrong value", tried, refused, found, harmless)
+	t.Logf("figure: damaged file: %d kinds, %d refused at open, %d found by the check, %d without effect: no crash, no wrong value", tried, refused, found, harmless)
 }
 
 // use does with a database what a server does, and returns what it holds.
