@@ -22,7 +22,7 @@ type certificate struct {
 func (s *server) enrolmentToken(device string) string {
 	s.t.Helper()
 	var made struct{ Token string }
-	s.must2xx(s.https(), http.MethodPost, "/api/v1/enrolment-tokens", s.key, "", fmt.Sprintf(`{"device":%q}`, device), &made)
+	s.must2xx(s.https(), http.MethodPost, "/api/v1/enrolment-tokens", s.key, fmt.Sprintf(`{"device":%q}`, device), &made)
 	s.secret(made.Token)
 	return made.Token
 }
@@ -118,8 +118,8 @@ func TestATokenEnrolsItsDeviceOnly(t *testing.T) {
 	mine, other := s.textPSK().Device, s.textPSK().Device
 	token := s.enrolmentToken(mine)
 	request := func(cn, token string) int {
-		s.sh(`openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout x.key -subj "/CN=` + cn + `" -outform DER 2>/dev/null | openssl base64 -A >x.csr`)
-		_, code := s.curl("-u", "enrol:"+token, "-H", "Content-Type: application/pkcs10", "--data-binary", "@"+s.path("x.csr"), s.url("/.well-known/est/simpleenroll"))
+		csr := s.sh(`openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout x.key -subj "/CN=` + cn + `" -outform DER 2>/dev/null | openssl base64 -A`)
+		_, code := s.curl("-u", "enrol:"+token, "-H", "Content-Type: application/pkcs10", "--data-binary", csr, s.url("/.well-known/est/simpleenroll"))
 		return code
 	}
 	for _, c := range []struct {

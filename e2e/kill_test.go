@@ -4,8 +4,17 @@ package e2e_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,6 +28,8 @@ type ledger struct {
 	keys   []key
 	states map[string]string // of devices, as last acknowledged
 	doubts map[string]string // of devices, asked for and not answered
+
+	enrolled []string // devices with a certificate
 }
 
 // A server that is killed has, when it is back, all that it acknowledged.
@@ -34,6 +45,9 @@ func TestKilledUnderLoad(t *testing.T) {
 			working.Go(func() { l.work(ctx, s.admin()) })
 		}
 		working.Go(func() { l.connect(ctx, s) })
+		for range 2 {
+			working.Go(func() { l.enrol(ctx, s.admin(), s.https(), "https://"+s.at.HTTPS) })
+		}
 		time.Sleep(time.Duration(50+rand.IntN(250)) * time.Millisecond) // when, is what is random
 		s.kill()
 		cancel()
@@ -41,7 +55,9 @@ func TestKilledUnderLoad(t *testing.T) {
 		s.start()
 		l.check(t, round, s)
 	}
-	figure(t, "%d times killed under load: all of %d keys and %d device states acknowledged are there", rounds, len(l.keys), len(l.states))
+	s.cli("audit", "verify")
+	figure(t, "%d times killed under load: all of %d keys, %d certificates and %d device states acknowledged are there",
+		rounds, len(l.keys), len(l.enrolled), len(l.states))
 }
 
 // work makes devices with a key, and suspends and resumes them, until the server
@@ -77,6 +93,49 @@ func (l *ledger) work(ctx context.Context, c *client.Client) {
 	}
 }
 
+// enrol has devices get certificates over EST until the server is gone.
+func (l *ledger) enrol(ctx context.Context, admin *client.Client, device *http.Client, url string) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	for ctx.Err() == nil {
+		d, err := admin.CreateDevice(ctx, client.NewDevice{})
+		if err != nil {
+			return
+		}
+		l.mu.Lock()
+		l.states[d.ID] = "active"
+		l.mu.Unlock()
+		token, err := client.Do[struct{ Token string }](ctx, admin, http.MethodPost, "/api/v1/enrolment-tokens", nil, map[string]string{"device": d.ID})
+		if err != nil {
+			return
+		}
+		csr, err := x509.CreateCertificateRequest(cryptorand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: d.ID}}, private)
+		if err != nil {
+			panic(err)
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/.well-known/est/simpleenroll", strings.NewReader(base64.StdEncoding.EncodeToString(csr)))
+		if err != nil {
+			panic(err)
+		}
+		req.SetBasicAuth("enrol", token.Token)
+		req.Header.Set("Content-Type", "application/pkcs10")
+		res, err := device.Do(req)
+		if err != nil {
+			return
+		}
+		_, err = io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusOK {
+			return
+		}
+		l.mu.Lock()
+		l.enrolled = append(l.enrolled, d.ID)
+		l.mu.Unlock()
+	}
+}
+
 // connect has devices say who they are over DTLS until the server is gone.
 func (l *ledger) connect(ctx context.Context, s *server) {
 	for ctx.Err() == nil {
@@ -101,12 +160,22 @@ func (l *ledger) connect(ctx context.Context, s *server) {
 func (l *ledger) check(t *testing.T, round int, s *server) {
 	t.Helper()
 	c := s.admin()
-	found := map[string]string{}
+	found, certified := map[string]string{}, map[string]bool{}
 	for d, err := range c.Devices(t.Context(), client.DeviceFilter{}) {
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		found[d.ID] = d.State
+		for _, c := range d.Credentials {
+			if c.Kind == "certificate" && c.State == "active" {
+				certified[d.ID] = true
+			}
+		}
+	}
+	for _, device := range l.enrolled {
+		if !certified[device] {
+			t.Errorf("round %d: the certificate of device %s is lost", round, device)
+		}
 	}
 	keys := map[string]string{}
 	for k, err := range c.PSKs(t.Context(), "") {

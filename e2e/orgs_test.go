@@ -47,9 +47,9 @@ func (s *server) exchange(c *http.Client, method, path, key, org, body string) (
 }
 
 // must2xx is exchange for what has to succeed; it reads the answer into out.
-func (s *server) must2xx(c *http.Client, method, path, key, org, body string, out any) {
+func (s *server) must2xx(c *http.Client, method, path, key, body string, out any) {
 	s.t.Helper()
-	code, answer := s.exchange(c, method, path, key, org, body)
+	code, answer := s.exchange(c, method, path, key, "", body)
 	if code/100 != 2 {
 		s.t.Fatalf("%s %s: %d %s", method, path, code, answer)
 	}
@@ -66,24 +66,24 @@ func (s *server) stranger(c *http.Client, name string) (key string, self who) {
 	s.t.Helper()
 	password := "correct horse battery " + name
 	s.secret(password)
-	s.must2xx(c, http.MethodPost, "/users", s.key, "", fmt.Sprintf(`{"email":"%s@example.org","password":"%s"}`, name, password), nil)
+	s.must2xx(c, http.MethodPost, "/users", s.key, fmt.Sprintf(`{"email":"%s@example.org","password":"%s"}`, name, password), nil)
 	var login struct{ Token string }
-	s.must2xx(c, http.MethodPost, "/tokens", "", "", fmt.Sprintf(`{"email":"%s@example.org","password":"%s"}`, name, password), &login)
+	s.must2xx(c, http.MethodPost, "/tokens", "", fmt.Sprintf(`{"email":"%s@example.org","password":"%s"}`, name, password), &login)
 	s.secret(login.Token)
-	s.must2xx(c, http.MethodPost, "/orgs", login.Token, "", fmt.Sprintf(`{"name":"%s"}`, name), nil)
+	s.must2xx(c, http.MethodPost, "/orgs", login.Token, fmt.Sprintf(`{"name":"%s"}`, name), nil)
 	var orgs struct {
 		Orgs []struct{ ID, Name string } `json:"orgs"`
 	}
-	s.must2xx(c, http.MethodGet, "/orgs", login.Token, "", "", &orgs)
+	s.must2xx(c, http.MethodGet, "/orgs", login.Token, "", &orgs)
 	for _, o := range orgs.Orgs {
 		if o.Name == name {
 			self.Organisation = o.ID
 		}
 	}
 	var made struct{ Value string }
-	s.must2xx(c, http.MethodPost, "/keys", login.Token, "", fmt.Sprintf(`{"type":2,"name":"attack","org_id":"%s"}`, self.Organisation), &made)
+	s.must2xx(c, http.MethodPost, "/keys", login.Token, fmt.Sprintf(`{"type":2,"name":"attack","org_id":"%s"}`, self.Organisation), &made)
 	s.secret(made.Value)
-	s.must2xx(c, http.MethodGet, "/api/v1/whoami", made.Value, "", "", &self)
+	s.must2xx(c, http.MethodGet, "/api/v1/whoami", made.Value, "", &self)
 	return made.Value, self
 }
 
@@ -104,7 +104,7 @@ func TestOrganisationsCannotReachEachOther(t *testing.T) {
 
 	// What the victim, the default organisation, has.
 	var me who
-	s.must2xx(c, http.MethodGet, "/api/v1/whoami", s.key, "", "", &me)
+	s.must2xx(c, http.MethodGet, "/api/v1/whoami", s.key, "", &me)
 	k := s.textPSK()
 	device, err := s.admin().EditDevice(t.Context(), k.Device, client.DeviceEdit{Aliases: &[]client.Alias{{Kind: "serial_number", Value: "SN-victim"}}})
 	if err != nil {
@@ -115,7 +115,7 @@ func TestOrganisationsCannotReachEachOther(t *testing.T) {
 		"/api/v1/webhooks": `{"url":"https://example.org/hook","types":["device.suspended"]}`,
 		"/things":          `[{"name":"victim","type":"sensor"}]`,
 	} {
-		s.must2xx(c, http.MethodPost, path, s.key, "", body, nil)
+		s.must2xx(c, http.MethodPost, path, s.key, body, nil)
 	}
 
 	doc := s.document(c)

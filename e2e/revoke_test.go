@@ -154,9 +154,10 @@ func TestSuspendedEverywhereAtOnce(t *testing.T) {
 		t.Errorf("another device: %+v, %v", w, err)
 	}
 
-	s.cli("device", "resume", k.Device)
-	for range open() {
+	if out := s.cli("device", "resume", k.Device); !strings.Contains(out, "active") {
+		t.Errorf("got %q, want the device to be active", out)
 	}
+	open()
 	if _, err := resumable(); err != nil {
 		t.Errorf("after the suspension: %v", err)
 	}
