@@ -19,6 +19,7 @@ import (
 type caller struct {
 	mode     AuthMode
 	token    *Token            // that it showed
+	spent    error             // says that the token lets nothing new in
 	device   string            // that its credential names
 	leaf     *x509.Certificate // that it proved
 	labels   map[string]string // that its token says
@@ -149,9 +150,10 @@ func (s *Service) byToken(ctx context.Context, d *DMS, call *Call, csr *x509.Cer
 	}
 	return s.DB.View(ctx, func(tx store.Tx) error {
 		t, err := s.admitToken(tx, ticket)
-		if err != nil {
+		if err != nil && !(t.ID != "" && t.StateAt(s.Now()) == TokenUsedUp) {
 			return err
 		}
+		c.spent = err // the last request it let in may still be repeated
 		if t.DMS != d.ID {
 			return fault.New(fault.Unauthenticated, "the enrolment token is for another DMS")
 		}

@@ -172,6 +172,9 @@ func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr 
 			return again, err
 		}
 	}
+	if c.spent != nil {
+		return nil, c.spent
+	}
 	plan := &plan{dms: d, caller: c, csr: csr, name: name}
 	if err := s.DB.View(ctx, func(tx store.Tx) error { return s.settle(ctx, tx, plan) }); err != nil {
 		return nil, err

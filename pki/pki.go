@@ -52,6 +52,10 @@ type Service struct {
 	verified verifiedCache
 	crls     crlCache
 	issued   atomic.Uint64
+
+	ocspNames   sync.Map // hash of a CA's key → CAID
+	ocspMu      sync.Mutex
+	ocspSigners map[CAID]ocspSigning
 }
 
 // Issued is how many certificates were issued since the start.

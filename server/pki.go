@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/pem"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"keystead/fault"
 	"keystead/identity"
 	"keystead/pki"
 )
@@ -124,6 +127,8 @@ func (s *Server) publicPKIRoutes() []route {
 	return []route{
 		{method: http.MethodGet, path: "/crl/:ca/:file", need: identity.Public, handle: s.crl},
 		{method: http.MethodGet, path: "/ca/:file", need: identity.Public, handle: s.caCertificate},
+		{method: http.MethodPost, path: "/ocsp", need: identity.Public, handle: s.ocspPost, body: pki.MaxOCSPRequest},
+		{method: http.MethodGet, path: "/ocsp/*", need: identity.Public, handle: s.ocspGet},
 	}
 }
 
@@ -153,4 +158,35 @@ func (s *Server) caCertificate(c echo.Context) error {
 		return err
 	}
 	return c.Blob(http.StatusOK, "application/pkix-cert", path[0].Raw)
+}
+
+func (s *Server) ocspPost(c echo.Context) error {
+	body, err := io.ReadAll(c.Request().Body)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "the body could not be read")
+	}
+	return s.ocspAnswer(c, body)
+}
+
+// ocspGet takes the request from the path, in base64 (RFC 6960, A.1), which may
+// hold slashes, escaped or not.
+func (s *Server) ocspGet(c echo.Context) error {
+	text := strings.TrimPrefix(c.Request().URL.Path, "/ocsp/")
+	der, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(text, " ", "+"))
+	if err != nil {
+		return fault.New(fault.Invalid, "the path is not an OCSP request in base64")
+	}
+	return s.ocspAnswer(c, der)
+}
+
+func (s *Server) ocspAnswer(c echo.Context, der []byte) error {
+	a := s.PKI.OCSP(c.Request().Context(), der)
+	h := c.Response().Header()
+	if a.NextUpdate.IsZero() {
+		h.Set("Cache-Control", "no-store")
+	} else {
+		h.Set("Expires", a.NextUpdate.Format(http.TimeFormat))
+		h.Set("Cache-Control", "public, no-transform, must-revalidate, max-age=60")
+	}
+	return c.Blob(http.StatusOK, "application/ocsp-response", a.DER)
 }

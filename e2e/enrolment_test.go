@@ -1,0 +1,230 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// request makes a key and a request of the given subject with openssl, in
+// NAME.key, NAME.csr (DER) and NAME.b64.
+func (s *server) request(name, subject string, more ...string) {
+	s.t.Helper()
+	s.must("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", name+".key")
+	s.must("openssl", append([]string{"req", "-new", "-key", name + ".key", "-subj", subject, "-outform", "DER", "-out", name + ".csr"}, more...)...)
+	s.sh("base64 -w0 " + name + ".csr > " + name + ".b64")
+}
+
+// token makes an enrolment token by the REST API.
+func (s *server) token(body string) string {
+	s.t.Helper()
+	answer := s.rest(http.MethodPost, "/api/v1/enrolment-tokens", body, http.StatusCreated)
+	var t struct{ Token string }
+	if err := json.Unmarshal([]byte(answer), &t); err != nil {
+		s.t.Fatal(err)
+	}
+	s.secret(t.Token)
+	return t.Token
+}
+
+// rest makes a request of the administrator's.
+func (s *server) rest(method, path, body string, want int) string {
+	s.t.Helper()
+	args := []string{"-X", method, "-H", "Authorization: Bearer " + s.key, s.url(path)}
+	if body != "" {
+		args = append(args, "-H", "Content-Type: application/json", "--data-binary", body)
+	}
+	answer, code := s.curl(args...)
+	if code != want {
+		s.t.Fatalf("%s %s: got %d %s, want %d", method, path, code, answer, want)
+	}
+	return answer
+}
+
+// est posts NAME.b64 with curl and returns the answer and the status.
+func (s *server) est(path, name string, args ...string) (string, int) {
+	s.t.Helper()
+	return s.curl(append([]string{"-H", "Content-Type: application/pkcs10", "--data-binary", "@" + s.path(name+".b64"), s.url(path)}, args...)...)
+}
+
+// enrolAt is est of a request that has to be answered with a certificate, which is
+// put in NAME.pem.
+func (s *server) enrolAt(path, name string, args ...string) {
+	s.t.Helper()
+	body, code := s.est(path, name, args...)
+	if code != http.StatusOK {
+		s.t.Fatalf("%s of %s: got %d %s, want 200", path, name, code, body)
+	}
+	if strings.ContainsAny(body, "\r\n") {
+		s.t.Errorf("%s: the answer has line ends: %q", path, body)
+	}
+	write(s.t, s.path(name+".p7"), body)
+	s.sh("base64 -d " + name + ".p7 | openssl pkcs7 -inform DER -print_certs -out " + name + ".pem")
+	if n := strings.Count(read(s.t, s.path(name+".pem")), "BEGIN CERTIFICATE"); n != 1 {
+		s.t.Errorf("%s: got %d certificates, want the issued one alone", path, n)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+const wellKnown = "/.well-known/est/"
+
+// identified asks whoami over HTTPS with NAME's certificate.
+func (s *server) identified(name string) who {
+	s.t.Helper()
+	body, code := s.curl("--cert", s.path(name+".pem"), "--key", s.path(name+".key"), s.url("/api/v1/whoami"))
+	if code != http.StatusOK {
+		s.t.Fatalf("whoami of %s: got %d %s", name, code, body)
+	}
+	return s.whoami(body)
+}
+
+func TestOneDeviceByPSKAndCertificate(t *testing.T) {
+	s := start(t)
+	k := s.textPSK()
+	over := s.whoami(s.must("coap-client-openssl", "-B", "5", "-A", "50", "-m", "get", "-u", k.Identity, "-k", k.text(t), s.coaps("/whoami")))
+	token := s.token(`{"device":"` + over.Device + `"}`)
+	s.request("pump", "/CN=pump-1")
+	s.enrolAt(wellKnown+"simpleenroll", "pump", "-u", "anybody:"+token)
+	if got := s.identified("pump"); got.Device != over.Device || got.Credential.Kind != "certificate" {
+		t.Errorf("over HTTPS by certificate: got %+v, want device %s", got, over.Device)
+	}
+	for _, client := range coapClients {
+		got := s.whoami(s.must(client, "-B", "5", "-A", "50", "-m", "get", "-c", s.path("pump.pem"), "-j", s.path("pump.key"), "-C", s.ca(), s.coaps("/whoami")))
+		if got.Device != over.Device || got.Credential.Kind != "certificate" {
+			t.Errorf("%s by certificate: got %+v, want device %s", client, got, over.Device)
+		}
+	}
+	if _, code := s.est(wellKnown+"simpleenroll", "pump", "-u", "x:"+token); code != http.StatusOK {
+		t.Errorf("the same request again, as after a lost answer: got %d, want the same certificate", code)
+	}
+	s.request("other", "/CN=other")
+	if body, code := s.est(wellKnown+"simpleenroll", "other", "-u", "x:"+token); code != http.StatusUnauthorized {
+		t.Errorf("a token that is used up: got %d %s, want 401", code, body)
+	}
+	// The certificate renews by itself, and is the same device.
+	before := s.identified("pump").Credential.ID
+	s.enrolAt(wellKnown+"simplereenroll", "pump", "--cert", s.path("pump.pem"), "--key", s.path("pump.key"))
+	if after := s.identified("pump"); after.Device != over.Device || after.Credential.ID == before {
+		t.Errorf("after renewal: got %+v, want device %s and another certificate than %s", after, over.Device, before)
+	}
+	s.must("openssl", "verify", "-CAfile", s.ca(), "-untrusted", s.handedOut(""), "-purpose", "sslclient", s.path("pump.pem"))
+}
+
+// handedOut fetches /cacerts and returns the path of its certificates.
+func (s *server) handedOut(label string) string {
+	s.t.Helper()
+	if label != "" {
+		label += "/"
+	}
+	s.sh("curl -sS --cacert $CA $URL" + wellKnown + label + "cacerts | base64 -d | openssl pkcs7 -inform DER -print_certs -out cacerts.pem")
+	return s.path("cacerts.pem")
+}
+
+// strongswan runs strongSwan's pki with the plugins it needs.
+func (s *server) strongswan(env string, args ...string) result {
+	s.t.Helper()
+	write(s.t, s.path("strongswan.conf"), "libtls { "+env+" }\npki { load = random pem x509 pkcs1 pkcs7 pkcs8 pubkey openssl curl nonce revocation constraints sha1 sha2 hmac kdf gcm aes drbg }\n")
+	return s.run("env", append([]string{"STRONGSWAN_CONF=" + s.path("strongswan.conf"), "pki"}, args...)...)
+}
+
+func TestStrongSwan(t *testing.T) {
+	s := start(t)
+	s.dms(`{"id":"dms1","name":"fleet","settings":` + tokenSettings + `}`)
+	s.must("openssl", "x509", "-in", s.ca(), "-outform", "DER", "-out", s.path("root.der"))
+	url := "https://localhost:" + port(s.at.HTTPS)
+	for _, at := range []struct{ name, url, dms, tls string }{
+		{"default DMS", url, "default", ""},
+		{"default DMS, TLS 1.3", url, "default", "version_max = 1.3"},
+		{"with label", url + "/dms1", "dms1", ""},
+	} {
+		t.Run(at.name, func(t *testing.T) {
+			r := s.strongswan(at.tls, "--estca", "--url", at.url, "--cacert", "root.der", "--caout", "ca.pem", "--outform", "pem", "--force")
+			if r.code != 0 {
+				t.Fatalf("--estca: %s", r.all())
+			}
+			s.sh(`for f in ca*.pem; do openssl x509 -in $f -outform DER -out ${f%.pem}.der; done`)
+			cas := []string{}
+			for _, f := range strings.Fields(s.sh("ls ca.der ca-*.der")) {
+				cas = append(cas, "--cacert", f)
+			}
+			name := "swan" + strconv.Itoa(len(at.name))
+			s.request(name, "/CN="+name)
+			token := s.token(`{"dms":"` + at.dms + `"}`)
+			r = s.strongswan(at.tls, append([]string{"--est", "--url", at.url, "--in", name + ".csr", "--userpass", "u:" + token, "--outform", "pem"}, cas...)...)
+			if r.code != 0 {
+				t.Fatalf("--est with a token: %s", r.all())
+			}
+			write(t, s.path(name+".pem"), r.out)
+			first := s.identified(name)
+			r = s.strongswan(at.tls, append([]string{"--est", "--url", at.url, "--in", name + ".csr", "--cert", name + ".pem", "--key", name + ".key", "--outform", "pem"}, cas...)...)
+			if r.code != 0 {
+				t.Fatalf("--est with a certificate: %s", r.all())
+			}
+			write(t, s.path(name+".pem"), r.out)
+			if again := s.identified(name); again.Device != first.Device || again.Credential.ID == first.Credential.ID {
+				t.Errorf("renewed: got %+v, want device %s and a new certificate", again, first.Device)
+			}
+		})
+	}
+}
+
+const tokenSettings = `{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"ENROLMENT_TOKEN"}},
+	"reenrollment_settings":{"est_rfc7030_settings":{"auth_mode":"CLIENT_CERTIFICATE"}},"ca_distribution_settings":{"include_enrollment_ca":true}}`
+
+func (s *server) dms(body string) {
+	s.t.Helper()
+	s.rest(http.MethodPost, "/api/v1/dms", body, http.StatusCreated)
+}
+
+func TestStrongSwanWaitsForApproval(t *testing.T) {
+	s := start(t)
+	s.dms(`{"id":"slow","name":"by hand","settings":` + strings.Replace(tokenSettings, `"enrollment_settings":{`, `"enrollment_settings":{"manual_approval":true,`, 1) + `}`)
+	s.must("openssl", "x509", "-in", s.ca(), "-outform", "DER", "-out", s.path("root.der"))
+	s.sh(`curl -sS --cacert $CA $URL` + wellKnown + `cacerts | base64 -d | openssl pkcs7 -inform DER -print_certs | awk '/BEGIN/{n++} n{print > "c" n ".pem"}'; for i in 1 2; do openssl x509 -in c$i.pem -outform DER -out c$i.der; done`)
+	s.request("late", "/CN=late")
+	token := s.token(`{"dms":"slow"}`)
+	done := make(chan result, 1)
+	go func() {
+		done <- s.strongswan("", "--est", "--url", "https://localhost:"+port(s.at.HTTPS)+"/slow", "--in", "late.csr", "--userpass", "u:"+token,
+			"--cacert", "root.der", "--cacert", "c1.der", "--cacert", "c2.der", "--interval", "1", "--maxpolltime", "60", "--outform", "pem")
+	}()
+	var waiting struct {
+		Items []struct{ ID, Name, State string }
+	}
+	s.eventually("an enrolment that waits", func() bool {
+		if err := json.Unmarshal([]byte(s.rest(http.MethodGet, "/api/v1/enrolments", "", http.StatusOK)), &waiting); err != nil {
+			t.Fatal(err)
+		}
+		return len(waiting.Items) == 1
+	})
+	s.rest(http.MethodPost, "/api/v1/enrolments/"+waiting.Items[0].ID+"/approve", "{}", http.StatusOK)
+	r := <-done
+	if r.code != 0 {
+		t.Fatalf("--est: %s", r.all())
+	}
+	write(t, s.path("late.pem"), r.out)
+	if got := s.identified("late"); got.Name != "late" {
+		t.Errorf("got %+v, want the device late", got)
+	}
+}
+
