@@ -63,21 +63,21 @@ func (s *server) enrolAt(path, name string, args ...string) {
 	if strings.ContainsAny(body, "\r\n") {
 		s.t.Errorf("%s: the answer has line ends: %q", path, body)
 	}
-	write(s.t, s.path(name+".p7"), body)
+	writeText(s.t, s.path(name+".p7"), body)
 	s.sh("base64 -d " + name + ".p7 | openssl pkcs7 -inform DER -print_certs -out " + name + ".pem")
-	if n := strings.Count(read(s.t, s.path(name+".pem")), "BEGIN CERTIFICATE"); n != 1 {
+	if n := strings.Count(readText(s.t, s.path(name+".pem")), "BEGIN CERTIFICATE"); n != 1 {
 		s.t.Errorf("%s: got %d certificates, want the issued one alone", path, n)
 	}
 }
 
-func write(t *testing.T, path, text string) {
+func writeText(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func read(t *testing.T, path string) string {
+func readText(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -143,7 +143,7 @@ func (s *server) handedOut(label string) string {
 // strongswan runs strongSwan's pki with the plugins it needs.
 func (s *server) strongswan(env string, args ...string) result {
 	s.t.Helper()
-	write(s.t, s.path("strongswan.conf"), "libtls { "+env+" }\npki { load = random pem x509 pkcs1 pkcs7 pkcs8 pubkey openssl curl nonce revocation constraints sha1 sha2 hmac kdf gcm aes drbg }\n")
+	writeText(s.t, s.path("strongswan.conf"), "libtls { "+env+" }\npki { load = random pem x509 pkcs1 pkcs7 pkcs8 pubkey openssl curl nonce revocation constraints sha1 sha2 hmac kdf gcm aes drbg }\n")
 	return s.run("env", append([]string{"STRONGSWAN_CONF=" + s.path("strongswan.conf"), "pki"}, args...)...)
 }
 
@@ -174,13 +174,13 @@ func TestStrongSwan(t *testing.T) {
 			if r.code != 0 {
 				t.Fatalf("--est with a token: %s", r.all())
 			}
-			write(t, s.path(name+".pem"), r.out)
+			writeText(t, s.path(name+".pem"), r.out)
 			first := s.identified(name)
 			r = s.strongswan(at.tls, append([]string{"--est", "--url", at.url, "--in", name + ".csr", "--cert", name + ".pem", "--key", name + ".key", "--outform", "pem"}, cas...)...)
 			if r.code != 0 {
 				t.Fatalf("--est with a certificate: %s", r.all())
 			}
-			write(t, s.path(name+".pem"), r.out)
+			writeText(t, s.path(name+".pem"), r.out)
 			if again := s.identified(name); again.Device != first.Device || again.Credential.ID == first.Credential.ID {
 				t.Errorf("renewed: got %+v, want device %s and a new certificate", again, first.Device)
 			}
@@ -222,9 +222,8 @@ func TestStrongSwanWaitsForApproval(t *testing.T) {
 	if r.code != 0 {
 		t.Fatalf("--est: %s", r.all())
 	}
-	write(t, s.path("late.pem"), r.out)
+	writeText(t, s.path("late.pem"), r.out)
 	if got := s.identified("late"); got.Name != "late" {
 		t.Errorf("got %+v, want the device late", got)
 	}
 }
-

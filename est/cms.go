@@ -126,8 +126,8 @@ func (r *recipient) seal(secret []byte) ([]byte, error) {
 	}
 	out, err := asn1.Marshal(struct {
 		Type    asn1.ObjectIdentifier
-		Content asn1.RawValue `asn1:"explicit,tag:0"`
-	}{oidEnvelopedData, asn1.RawValue{FullBytes: inner}})
+		Content asn1.RawValue
+	}{oidEnvelopedData, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: inner}})
 	if err != nil {
 		return nil, fmt.Errorf("est: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"keystead/audit"
+	"keystead/devices"
 	"keystead/fault"
 	"keystead/id"
 	"keystead/identity"
@@ -516,6 +517,15 @@ func (s *Service) DeleteDMS(ctx context.Context, dms string, force bool) error {
 type ownership struct {
 	DMS    string `cbor:"dms"`
 	Device string `cbor:"device"`
+}
+
+// ownerOf is the DMS that last enrolled a device, "" if none has.
+func ownerOf(tx store.Tx, d *devices.Device) (string, error) {
+	o, err := owned.Get(tx, d.ID)
+	if fault.Is(err, fault.NotFound) {
+		return d.Profile, nil
+	}
+	return o.DMS, err
 }
 
 var owned = store.NewTable("enrolled device",

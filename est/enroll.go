@@ -277,7 +277,11 @@ func (s *Service) settleNamed(ctx context.Context, tx store.Tx, p *plan) error {
 	if err := suspended(device); err != nil {
 		return err
 	}
-	if device.Profile != "" && device.Profile != p.dms.ID {
+	owner, err := ownerOf(tx, &device)
+	if err != nil {
+		return err
+	}
+	if owner != "" && owner != p.dms.ID {
 		return fault.New(fault.Forbidden, "device already registered to another DMS")
 	}
 	p.device = device.ID
@@ -497,7 +501,11 @@ func (s *Service) renewable(ctx context.Context, tx store.Tx, d *DMS, old *pki.C
 	if !ok || credential.State == devices.CredentialRevoked || credential.State == devices.CredentialPending {
 		return fault.New(fault.Unauthenticated, "the certificate is revoked")
 	}
-	if device.Profile != "" && device.Profile != d.ID && old.DMS != d.ID {
+	owner, err := ownerOf(tx, &device)
+	if err != nil {
+		return err
+	}
+	if owner != "" && owner != d.ID && old.DMS != d.ID {
 		return fault.New(fault.Forbidden, "device already registered to another DMS")
 	}
 	return nil
