@@ -23,6 +23,7 @@ var commands = []func(*app) *cobra.Command{
 	pskCommand,
 	configCommand,
 	auditCommand,
+	webhookCommand,
 	versionCommand,
 }
 
