@@ -24,6 +24,8 @@ var commands = []func(*app) *cobra.Command{
 	configCommand,
 	auditCommand,
 	webhookCommand,
+	backupCommand,
+	restoreCommand,
 	versionCommand,
 }
 

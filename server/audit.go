@@ -28,12 +28,18 @@ const checkpointFile = "audit-checkpoints.jsonl"
 
 // buildAudit has the trail kept as it is configured: its checkpoints go to the
 // log and to a file, and what is too old is dropped.
-func (s *Server) buildAudit(ctx context.Context) error {
+func (s *Server) buildAudit() error {
 	c := s.Config.Audit
 	s.Audit.Config = audit.Config{
 		Keep: c.Keep, Every: uint64(c.CheckpointEvery), Interval: c.CheckpointInterval, PerMinute: c.FailuresPerMinute, //nolint:gosec // G115: config has validated it
 	}
 	s.Audit.Publish = s.publishCheckpoint
+	s.tasks = append(s.tasks, task{"audit", s.keepAudit})
+	return nil
+}
+
+// resumeAudit compares the trail with its last checkpoint.
+func (s *Server) resumeAudit(ctx context.Context) error {
 	kept, err := s.checkpoints()
 	if err != nil {
 		return err
@@ -49,7 +55,6 @@ func (s *Server) buildAudit(ctx context.Context) error {
 		s.rolledBack.Store(true)
 		err = nil
 	}
-	s.tasks = append(s.tasks, task{"audit", s.keepAudit})
 	return err
 }
 

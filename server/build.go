@@ -56,6 +56,8 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildEST,
 		// transports, a line each: lwm2m
 		s.buildCoAP, // after those whose routes it mounts
+		s.buildBackups,
+		s.buildJournal, // last: what it does again every room hears of
 	} {
 		if err := build(ctx); err != nil {
 			return nil, err
@@ -98,7 +100,7 @@ func (s *Server) buildDevices(ctx context.Context) error {
 		return err
 	}
 	s.Audit = &audit.Log{DB: s.DB, Key: key, Now: s.Now}
-	if err := s.buildAudit(ctx); err != nil {
+	if err := s.buildAudit(); err != nil {
 		return err
 	}
 	s.Devices = &devices.Service{DB: s.DB, Audit: s.Audit, Now: s.Now}

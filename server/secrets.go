@@ -19,6 +19,7 @@ var serverSecrets = store.NewTable[serverSecret]("server secret")
 const (
 	auditSecret   = "audit chain"        // MACs the audit trail
 	decoySecret   = "psk decoy"          // stands in for the keys of unknown PSK identities
+	takenSecret   = "device journal"     // authenticates the lines of devices.log
 	journalSecret = "revocation journal" // authenticates the lines of revocations.log
 	thingSecret   = "thing key index"    // finds external thing keys without keeping them in clear
 )

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,6 +69,7 @@ type Server struct {
 	metrics    metrics
 	limits     limits
 	rolledBack atomic.Bool   // the audit trail does not reach its last checkpoint
+	backingUp  sync.Mutex    // held while one is made
 	lastBackup atomic.Int64  // in seconds since 1970
 	keys       *seal.Keyring // of everything sealed at rest, a box per class
 	box        *seal.Box     // of the server's own secrets
@@ -116,6 +118,7 @@ func (s *Server) routes() []route {
 		s.orgRoutes(),
 		s.thingRoutes(),
 		s.auditRoutes(),
+		s.backupRoutes(),
 		s.certificateRoutes(),
 		s.profileRoutes(),
 		s.dmsRoutes(),

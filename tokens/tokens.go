@@ -53,6 +53,7 @@ type Service struct {
 
 	ring     atomic.Pointer[ring]
 	verified cache
+	floor    atomic.Int64 // in seconds since 1970; what was issued before is no good
 }
 
 // Start loads the signing keys, and makes the first ones if there are none.
@@ -61,6 +62,14 @@ func (s *Service) Start(ctx context.Context) error {
 		return err
 	}
 	return s.reload(ctx)
+}
+
+// RejectBefore ends every token that was issued before t: after a backup was put
+// back, nobody knows which of them were revoked since it was made.
+func (s *Service) RejectBefore(t time.Time) {
+	if !t.IsZero() {
+		s.floor.Store(t.Unix())
+	}
 }
 
 // Token is a token that was verified.

@@ -35,6 +35,8 @@ func (s *Service) Verify(text string, kinds ...Kind) (Token, error) {
 		return Token{}, errToken(fmt.Errorf("a token of type %s, not of %v", t.Kind.Type, kinds))
 	case !now.Before(t.ExpiresAt):
 		return Token{}, errToken(fmt.Errorf("it expired at %v", t.ExpiresAt))
+	case t.IssuedAt.Unix() < s.floor.Load():
+		return Token{}, errToken(errors.New("it is from before the database was put back from a backup"))
 	case now.Add(leeway).Before(t.IssuedAt):
 		return Token{}, errToken(fmt.Errorf("it is from the future, %v", t.IssuedAt))
 	}
