@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -182,10 +181,11 @@ func menderBody(c echo.Context, what string, v any) error {
 	if err := menderType(c.Request()); err != nil {
 		return err
 	}
-	if err := json.NewDecoder(c.Request().Body).Decode(v); err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return badJSON(err)
-		}
+	text, err := io.ReadAll(c.Request().Body)
+	if err != nil {
+		return badJSON(err)
+	}
+	if err := looseJSON(text, v); err != nil {
 		return fault.New(fault.Invalid, "failed to decode %s: %v", what, err)
 	}
 	return nil

@@ -216,13 +216,7 @@ func bindCreator(c echo.Context, v any) (bool, error) {
 	case !utf8.Valid(body):
 		return true, fault.New(fault.Invalid, "the body is not UTF-8")
 	case kind == "application/json", strings.HasSuffix(kind, "+json"):
-		if err := unambiguous(body); err != nil {
-			return true, err
-		}
-		if err := json.Unmarshal(body, v); err != nil { // fields that are not known may be of a newer version of that API
-			return true, badJSON(err)
-		}
-		return true, nil
+		return true, looseJSON(body, v)
 	case kind == "application/xml", strings.HasSuffix(kind, "+xml"):
 		if err := xml.Unmarshal(body, v); err != nil {
 			return true, fault.Wrap(fault.Invalid, err, "the body is not the XML this resource takes: %v", err)

@@ -38,6 +38,21 @@ func strictJSON(text []byte, v any) error {
 	return nil
 }
 
+// looseJSON is strictJSON that leaves fields alone that v does not have: clients
+// of a newer version of a published API may send them.
+func looseJSON(text []byte, v any) error {
+	if !utf8.Valid(text) {
+		return fault.New(fault.Invalid, "the body is not UTF-8")
+	}
+	if err := unambiguous(text); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, v); err != nil {
+		return badJSON(err)
+	}
+	return nil
+}
+
 // level is an object or an array that the walk is in.
 type level struct {
 	keys map[string]bool // of an object; nil in an array
