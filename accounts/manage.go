@@ -192,7 +192,7 @@ func (s *Service) editUser(ctx context.Context, userID, action string, change fu
 			return ErrLastAdministrator
 		}
 		s.moved(tx)
-		return s.note(ctx, tx, "", action, u.ID, map[string]string{"email": u.Email})
+		return s.note(ctx, tx, "", action, u.ID, nil)
 	})
 }
 
@@ -200,8 +200,7 @@ func (s *Service) editUser(ctx context.Context, userID, action string, change fu
 // platform administrators.
 func (s *Service) DeleteUser(ctx context.Context, userID string) error {
 	return s.DB.Update(ctx, func(tx store.Tx) error {
-		u, err := userTable.Delete(tx, userID)
-		if err != nil {
+		if _, err := userTable.Delete(tx, userID); err != nil {
 			return err
 		}
 		if n, err := userTable.Count(tx, "administrators", store.TermOf("")); err != nil {
@@ -231,7 +230,7 @@ func (s *Service) DeleteUser(ctx context.Context, userID string) error {
 			}
 		}
 		s.moved(tx)
-		return s.note(ctx, tx, "", "user.delete", userID, map[string]string{"email": u.Email})
+		return s.note(ctx, tx, "", "user.delete", userID, nil)
 	})
 }
 
@@ -593,7 +592,11 @@ func (s *Service) CreateInvite(ctx context.Context, email, org string, role iden
 		if err := inviteTable.Insert(tx, i.ID, i); err != nil {
 			return err
 		}
-		return s.note(ctx, tx, org, "invite.create", i.ID, map[string]string{"email": email, "role": string(role)})
+		detail := map[string]string{"role": string(role)}
+		if org != "" {
+			detail["email"] = email
+		}
+		return s.note(ctx, tx, org, "invite.create", i.ID, detail)
 	})
 	if err != nil || s.Mail == nil {
 		return i, t.Text(), err

@@ -75,7 +75,7 @@ var (
 const (
 	clientKind  = "client"
 	codeKind    = "code"
-	refreshKind = "refresh"
+	refreshKind = "grant"
 
 	codeTTL       = time.Minute
 	deviceCodeTTL = 10 * time.Minute // somebody types it into a device
@@ -272,7 +272,7 @@ func (s *Service) CheckAuthorization(ctx context.Context, r Authorization) (c Cl
 	switch {
 	case r.Challenge != "" && (r.Method != "S256" || len(r.Challenge) != 43):
 		return c, oauthFault("invalid_request", "code_challenge_method must be S256")
-	case r.Challenge == "" && !(c.Devices && r.Device != ""):
+	case r.Challenge == "" && (!c.Devices || r.Device == ""):
 		return c, oauthFault("invalid_request", "code_challenge is missing: use PKCE")
 	case r.Device != "" && !c.Devices:
 		return c, oauthFault("invalid_request", "the client's codes are not for devices")

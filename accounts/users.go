@@ -140,11 +140,13 @@ func (u *User) faults() []fault.Field {
 	return bad
 }
 
+// insertUser stores a new account. Accounts are of no organisation, and the trail
+// is of the one the actor acts in: it gets the id, not the address.
 func (s *Service) insertUser(ctx context.Context, tx store.Tx, u User) error {
 	if err := userTable.Insert(tx, u.ID, u); err != nil {
 		return err
 	}
-	return s.note(ctx, tx, "", "user.create", u.ID, map[string]string{"email": u.Email, "status": string(u.Status)})
+	return s.note(ctx, tx, "", "user.create", u.ID, map[string]string{"status": string(u.Status)})
 }
 
 // User returns the account with the given id: the actor's own, or any for a

@@ -56,7 +56,9 @@ func (s *Server) fail(err error, c echo.Context) {
 	h := c.Response().Header()
 	switch status {
 	case http.StatusUnauthorized:
-		h.Set("WWW-Authenticate", `Bearer realm="keystead"`)
+		if h.Get("WWW-Authenticate") == "" { // a handler may ask for another scheme
+			h.Set("WWW-Authenticate", `Bearer realm="keystead"`)
+		}
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter(err))
 	}

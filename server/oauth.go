@@ -10,6 +10,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"keystead/accesskeys"
+	"keystead/accounts"
 	"keystead/fault"
 	"keystead/identity"
 )
@@ -22,8 +23,10 @@ func (s *Server) oauthRoutes() []route {
 
 // grants are the ways to a token, by grant_type. Each answers the request itself.
 var grants = map[string]func(*Server, echo.Context, url.Values) error{
-	"password":      (*Server).grantAccessKey,
-	"refresh_token": (*Server).grantRefresh,
+	"password":           (*Server).grantAccessKey,
+	"refresh_token":      (*Server).grantRefresh,
+	"authorization_code": (*Server).grantCode,
+	"client_credentials": (*Server).grantClient,
 }
 
 // token exchanges a grant for tokens (RFC 6749, 3.2).
@@ -77,6 +80,9 @@ func (s *Server) grantAccessKey(c echo.Context, form url.Values) error {
 // grantRefresh takes the refresh tokens of every kind; which it is shows in the
 // token.
 func (s *Server) grantRefresh(c echo.Context, form url.Values) error {
+	if accounts.OwnsRefresh(form.Get("refresh_token")) {
+		return s.grantUserRefresh(c, form)
+	}
 	t, err := s.AccessKeys.Refresh(c.Request().Context(), form.Get("refresh_token"))
 	if fault.Is(err, fault.Invalid) {
 		return &oauthError{http.StatusBadRequest, "invalid_grant", fault.Message(err)}

@@ -117,6 +117,7 @@ func (s *Server) routes() []route {
 		s.userRoutes(),
 		s.orgRoutes(),
 		s.thingRoutes(),
+		s.authorizeRoutes(),
 		s.auditRoutes(),
 		s.backupRoutes(),
 		s.certificateRoutes(),
