@@ -19,15 +19,18 @@ import (
 	"keystead/client"
 )
 
-// exchange makes a request with an API key and the organisation to act in, and
-// returns the status and the body of the answer.
+// exchange makes a request with an API key, or what else an Authorization header
+// may hold, and the organisation to act in, and returns the status and the body of the answer.
 func (s *server) exchange(c *http.Client, method, path, key, org, body string) (int, string) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url(path), strings.NewReader(body))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+key)
+	if !strings.Contains(key, " ") {
+		key = "Bearer " + key
+	}
+	req.Header.Set("Authorization", key)
 	if org != "" {
 		req.Header.Set("X-Org-ID", org)
 	}
@@ -131,52 +134,27 @@ func TestOrganisationsCannotReachEachOther(t *testing.T) {
 	victims := slices.Sorted(maps.Keys(ids))
 
 	tried := 0
-	for _, path := range doc.Paths.InMatchingOrder() {
-		for method, op := range doc.Paths.Find(path).Operations() {
-			if own.MatchString(path) {
-				continue
+	s.raid(doc, victims, me.Organisation, k.Identity, func(method, at, path string, op *openapi3.Operation, body string) {
+		if own.MatchString(path) {
+			return
+		}
+		for _, org := range []string{"", self.Organisation, me.Organisation} {
+			if at == path && org != me.Organisation {
+				continue // its own lists
 			}
-			body := example(op)
-			attempts := map[string]bool{} // path to try
-			if names := parameter.FindAllString(path, -1); len(names) == 0 {
-				attempts[path] = true
-			} else {
-				for _, id := range victims {
-					attempts[parameter.ReplaceAllStringFunc(path, func(name string) string {
-						switch name {
-						case "{kind}":
-							return "psk"
-						case "{credential}":
-							return k.Identity
-						case "{org}":
-							if len(names) > 1 {
-								return me.Organisation
-							}
-						}
-						return id
-					})] = true
-				}
+			code, answer := s.exchange(c, method, at, attacker, org, body)
+			tried++
+			if code/100 == 2 && !public(op) {
+				t.Errorf("%s %s in %q: got %d %.200s, want it refused", method, at, org, code, answer)
 			}
-			for at := range attempts {
-				for _, org := range []string{"", self.Organisation, me.Organisation} {
-					if at == path && org != me.Organisation {
-						continue // its own lists
-					}
-					code, answer := s.exchange(c, method, at, attacker, org, body)
-					tried++
-					if code/100 == 2 && !public(op) {
-						t.Errorf("%s %s in %q: got %d %.200s, want it refused", method, at, org, code, answer)
-					}
-					if code >= 500 {
-						t.Errorf("%s %s in %q: got %d %.200s", method, at, org, code, answer)
-					}
-					if strings.Contains(answer, "SN-victim") && !strings.Contains(at, "SN-victim") {
-						t.Errorf("%s %s in %q: the answer tells of the other's device: %.200s", method, at, org, answer)
-					}
-				}
+			if code >= 500 {
+				t.Errorf("%s %s in %q: got %d %.200s", method, at, org, code, answer)
+			}
+			if strings.Contains(answer, "SN-victim") && !strings.Contains(at, "SN-victim") {
+				t.Errorf("%s %s in %q: the answer tells of the other's device: %.200s", method, at, org, answer)
 			}
 		}
-	}
+	})
 	after := s.everything(c, doc)
 	for path, was := range before {
 		if after[path] != was {
@@ -184,6 +162,139 @@ func TestOrganisationsCannotReachEachOther(t *testing.T) {
 		}
 	}
 	figure(t, "%d requests to another organisation's things: none answered, nothing changed", tried)
+}
+
+// raid calls try for each operation of the API, with each of the ids in its path.
+func (s *server) raid(doc *openapi3.T, ids []string, org, credential string, try func(method, at, path string, op *openapi3.Operation, body string)) {
+	for _, path := range doc.Paths.InMatchingOrder() {
+		at := map[string]bool{}
+		names := parameter.FindAllString(path, -1)
+		if len(names) == 0 {
+			at[path] = true
+		} else {
+			for _, id := range ids {
+				at[parameter.ReplaceAllStringFunc(path, func(name string) string {
+					switch {
+					case name == "{kind}":
+						return "psk"
+					case name == "{credential}":
+						return credential
+					case name == "{org}" && len(names) > 1:
+						return org
+					}
+					return id
+				})] = true
+			}
+		}
+		for method, op := range doc.Paths.Find(path).Operations() {
+			for at := range at {
+				try(method, at, path, op, example(op))
+			}
+		}
+	}
+}
+
+// allowed are the operations that are a device's to call, or anybody's.
+var allowed = regexp.MustCompile(`^/(api/v1/whoami|metadata|http/messages|versions|oauth/token|.*\.well-known/est/.*)?$`)
+
+// A device is who it is, and administers nothing, itself included.
+func TestADeviceAdministersNothing(t *testing.T) {
+	t.Parallel()
+	s := start(t, fast...)
+	c := s.https()
+	device, key := s.thing("eve")
+	k := s.textPSK()
+	var me who
+	s.must2xx(c, http.MethodGet, "/api/v1/whoami", s.key, "", &me)
+	doc := s.document(c)
+	before := s.everything(c, doc)
+	tried := 0
+	s.raid(doc, []string{device, k.Device, k.Identity, me.User, me.Organisation}, me.Organisation, k.Identity, func(method, at, path string, op *openapi3.Operation, body string) {
+		if public(op) || allowed.MatchString(path) {
+			return
+		}
+		tried++
+		if code, answer := s.exchange(c, method, at, "Thing "+key, "", body); code != http.StatusForbidden && code != http.StatusUnauthorized {
+			t.Errorf("%s %s: got %d %.200s, want 403 or 401", method, at, code, answer)
+		}
+	})
+	after := s.everything(c, doc)
+	for path, was := range before {
+		if after[path] != was {
+			t.Errorf("%s: got %s after the attack, %s before", path, after[path], was)
+		}
+	}
+	figure(t, "%d requests of a device to administer: all refused", tried)
+}
+
+// searches are operations that change nothing, although they are no GET.
+var searches = regexp.MustCompile(`/(search|verify|introspect)$`)
+
+// A viewer of an organisation looks and changes nothing; the owner of one does
+// not become an administrator of the platform, whatever it calls.
+func TestRolesHold(t *testing.T) {
+	t.Parallel()
+	s := start(t, fast...)
+	c := s.https()
+	viewer, self := s.stranger(c, "victor")
+	owner, other := s.stranger(c, "olga")
+	var me who
+	s.must2xx(c, http.MethodGet, "/api/v1/whoami", s.key, "", &me)
+	s.must2xx(c, http.MethodPost, "/orgs/"+me.Organisation+"/memberships", s.key, `{"org_memberships":[{"email":"victor@example.org","role":"viewer"}]}`, nil)
+	k := s.textPSK()
+	thing, _ := s.thing("pump")
+
+	// The key of the viewer is bound to its own organisation: it needs one of the other.
+	var login, made struct{ Token, Value string }
+	s.must2xx(c, http.MethodPost, "/tokens", "", `{"email":"victor@example.org","password":"correct horse battery victor"}`, &login)
+	s.secret(login.Token)
+	s.must2xx(c, http.MethodPost, "/keys", login.Token, fmt.Sprintf(`{"type":2,"name":"look","org_id":%q}`, me.Organisation), &made)
+	s.secret(made.Value)
+	if code, answer := s.exchange(c, http.MethodGet, "/api/v1/devices/"+k.Device, made.Value, "", ""); code != http.StatusOK {
+		t.Fatalf("the viewer cannot look: %d %s", code, answer)
+	}
+	if code, _ := s.exchange(c, http.MethodGet, "/api/v1/devices/"+k.Device, viewer, me.Organisation, ""); code/100 == 2 {
+		t.Error("a key that is bound to one organisation acts in another")
+	}
+
+	doc := s.document(c)
+	before := s.everything(c, doc)
+	tried := 0
+	s.raid(doc, []string{k.Device, k.Identity, thing, me.User, me.Organisation}, me.Organisation, k.Identity, func(method, at, path string, op *openapi3.Operation, body string) {
+		if method == http.MethodGet || method == http.MethodHead || public(op) || own.MatchString(path) || path == "/users" || searches.MatchString(path) || allowed.MatchString(path) {
+			return
+		}
+		tried++
+		if code, answer := s.exchange(c, method, at, made.Value, "", body); code/100 == 2 {
+			t.Errorf("%s %s as a viewer: got %d %.200s, want it refused", method, at, code, answer)
+		}
+	})
+	// The owner, with all its own ids: some of this succeeds, as it should; it must not lead further up.
+	s.raid(doc, []string{other.User, other.Organisation}, other.Organisation, k.Identity, func(method, at, path string, op *openapi3.Operation, body string) {
+		if strings.HasPrefix(path, "/users/{user}/totp") || strings.HasPrefix(path, "/users/{user}/sign-out") {
+			return
+		}
+		tried++
+		if code, answer := s.exchange(c, method, at, owner, "", body); code >= 500 {
+			t.Errorf("%s %s as an owner: got %d %.200s", method, at, code, answer)
+		}
+	})
+	after := s.everything(c, doc)
+	for path, was := range before {
+		if path != "/orgs" && path != "/users" && path != "/keys" && after[path] != was {
+			t.Errorf("%s: got %s after the attack, %s before", path, after[path], was)
+		}
+	}
+	var users struct {
+		Users []struct{ ID, Role string }
+	}
+	s.must2xx(c, http.MethodGet, "/users", s.key, "", &users)
+	for _, u := range users.Users {
+		if (u.ID == other.User || u.ID == self.User) && u.Role != "" {
+			t.Errorf("user %s has become %q", u.ID, u.Role)
+		}
+	}
+	figure(t, "%d requests beyond a role: nothing changed, nobody rose", tried)
 }
 
 var parameter = regexp.MustCompile(`\{\w+\}`)
