@@ -19,6 +19,7 @@ import (
 	"keystead/authsets"
 	"keystead/coapgw"
 	"keystead/est"
+	"keystead/lwm2m"
 	"keystead/messages/sink"
 	"keystead/outbound"
 	"keystead/pki"
@@ -53,6 +54,7 @@ type Config struct {
 	Accounts accounts.Config `mapstructure:"accounts"`
 
 	AuthSets authsets.Config `mapstructure:"authsets"`
+	LwM2M    lwm2m.Config    `mapstructure:"lwm2m"`
 
 	origins map[string]Origin
 }
@@ -83,6 +85,7 @@ func Default() Config {
 		Accounts:  accounts.DefaultConfig(),
 		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
 		AuthSets:  authsets.DefaultConfig(),
+		LwM2M:     lwm2m.DefaultConfig(),
 	}
 }
 

@@ -27,6 +27,15 @@ var shared Generator
 // New returns a new id for a record made at now.
 func New(now time.Time) string { return shared.New(now) }
 
+// Random returns a UUID of version 4 (RFC 9562, 5.4): for names that are to tell
+// nothing, not even when they were made.
+func Random() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails, never short
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return text(b)
+}
+
 // New returns a new id for a record made at now.
 func (g *Generator) New(now time.Time) string {
 	tick := g.tick(uint64(now.UnixMilli()) & (1<<48 - 1))

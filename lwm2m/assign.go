@@ -75,12 +75,15 @@ type Reason struct {
 // ErrNoServer is in the tree of the fault for a device that no server takes.
 var ErrNoServer = fault.New(fault.Invalid, "no server takes this device")
 
-// ClientID is the name a device has as a client: the 22 characters of its first
-// random identity, or else of its own id.
+// ClientID is the name a device has as a client, 22 characters: of its first
+// random identity, or of the GUID in its certificate, or else of its own id.
 func ClientID(d devices.Device) string {
 	for _, a := range d.Aliases {
 		if _, ok := psk.Identity(a.Value).GUID(); ok && a.Kind == devices.Endpoint {
 			return a.Value
+		}
+		if i := psk.IdentityOf(a.Value); i != "" && a.Kind == devices.CommonName {
+			return string(i)
 		}
 	}
 	return string(psk.IdentityOf(d.ID))

@@ -130,11 +130,11 @@ func (s *Service) tell(e Event) {
 }
 
 // Tail returns the bootstraps of the actor's organisation as they happen, until
-// stop is called. It is Unavailable when too many watch already.
+// stop is called, or the service stops and closes the channel. It is Unavailable when too many watch already.
 func (s *Service) Tail(ctx context.Context) (events <-chan Event, stop func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.tails) >= maxTails {
+	if s.stopping || len(s.tails) >= maxTails {
 		return nil, nil, fault.New(fault.Unavailable, "too many are watching already")
 	}
 	c := make(chan Event, tailBuffer)

@@ -11,6 +11,8 @@ package lwm2m
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -19,7 +21,6 @@ import (
 
 	"keystead/audit"
 	"keystead/devices"
-	"keystead/fault"
 	"keystead/identity"
 	"keystead/psk"
 	"keystead/seal"
@@ -77,24 +78,27 @@ type RegionOfNet struct {
 
 // DefaultConfig is what holds where nothing else is said.
 func DefaultConfig() Config {
-	return Config{StepTimeout: 30 * time.Second, SessionTimeout: 2 * time.Minute, KeepSessions: 30 * 24 * time.Hour}
+	return Config{StepTimeout: 30 * time.Second, SessionTimeout: 2 * time.Minute, KeepSessions: 30 * 24 * time.Hour, Regions: []RegionOfNet{}}
 }
 
 // Validate reports what is wrong with c.
 func (c Config) Validate() error {
-	var bad []fault.Field
-	if c.StepTimeout < time.Second || c.SessionTimeout < c.StepTimeout {
-		bad = append(bad, fault.Field{Name: "session_timeout", Message: "must not be shorter than step_timeout, nor that than 1s"})
+	var bad []error
+	if c.StepTimeout < time.Second {
+		bad = append(bad, fmt.Errorf("step_timeout: %v is shorter than 1s", c.StepTimeout))
+	}
+	if c.SessionTimeout < c.StepTimeout {
+		bad = append(bad, fmt.Errorf("session_timeout: %v is shorter than step_timeout, %v", c.SessionTimeout, c.StepTimeout))
 	}
 	if c.KeepSessions < 0 {
-		bad = append(bad, fault.Field{Name: "keep_sessions", Message: "must not be negative"})
+		bad = append(bad, fmt.Errorf("keep_sessions: %v is negative", c.KeepSessions))
 	}
 	for _, r := range c.Regions {
-		if _, err := netip.ParsePrefix(r.Network); r.Network != "" && err != nil || r.Region == "" {
-			bad = append(bad, fault.Field{Name: "regions", Message: "each needs a region, and a network such as 192.0.2.0/24 or a prefix"})
+		if _, err := netip.ParsePrefix(r.Network); r.Network != "" && err != nil || r.Region == "" || (r.Network == "") == (r.Prefix == "") {
+			bad = append(bad, fmt.Errorf("regions: %+v needs a region, and either a network such as 192.0.2.0/24 or a prefix", r))
 		}
 	}
-	return fault.InvalidFields(bad...)
+	return errors.Join(bad...)
 }
 
 // Issued is a certificate made for a device.
@@ -143,6 +147,10 @@ func (s *Service) Run(ctx context.Context) error {
 	for _, r := range s.running {
 		r.cancel(errStopped)
 	}
+	for c := range s.tails {
+		close(c)
+	}
+	s.tails = nil
 	s.mu.Unlock()
 	s.wait.Wait()
 	return ctx.Err()

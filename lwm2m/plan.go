@@ -234,8 +234,7 @@ func (p *plan) wipe() {
 func (s *Service) activate(ctx context.Context, p *plan, confirmed bool) error {
 	return s.settle(ctx, p, func(tx store.Tx, a *Assignment, h *Handed) error {
 		h.State = devices.CredentialActive
-		c := devices.Credential{Kind: h.Kind, ID: h.ID, State: devices.CredentialActive}
-		if _, err := s.Devices.SetCredential(ctx, tx, a.Device, c); err != nil {
+		if err := s.move(ctx, tx, a.Device, h, time.Time{}); err != nil {
 			return err
 		}
 		if !confirmed {
@@ -248,13 +247,30 @@ func (s *Service) activate(ctx context.Context, p *plan, confirmed bool) error {
 				continue
 			}
 			old.State = devices.CredentialRetiring
-			c := devices.Credential{Kind: old.Kind, ID: old.ID, State: devices.CredentialRetiring, ExpiresAt: until}
-			if _, err := s.Devices.SetCredential(ctx, tx, a.Device, c); err != nil && !fault.Is(err, fault.NotFound) {
+			if err := s.move(ctx, tx, a.Device, old, until); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// move puts a credential in the state its hand-over is in. It ends when it did
+// before, or at until if that is sooner.
+func (s *Service) move(ctx context.Context, tx store.Tx, device string, h *Handed, until time.Time) error {
+	d, err := s.Devices.GetIn(ctx, tx, device)
+	if err != nil {
+		return err
+	}
+	c, ok := d.Credential(h.Kind, h.ID)
+	if !ok {
+		return fault.New(fault.NotFound, "no such credential")
+	}
+	if c.State = h.State; !until.IsZero() && (c.ExpiresAt.IsZero() || until.Before(c.ExpiresAt)) {
+		c.ExpiresAt = until
+	}
+	_, err = s.Devices.SetCredential(ctx, tx, device, c)
+	return err
 }
 
 // discard ends the pending credentials of a plan.

@@ -180,7 +180,7 @@ func TestEntryPoint(t *testing.T) {
 	var rels []string
 	for _, l := range entry.Links {
 		rels = append(rels, l.Rel)
-		if l.Rel == "authenticate" || l.Rel == "clients" {
+		if l.Rel == "authenticate" {
 			continue
 		}
 		path := strings.TrimPrefix(l.Href, base)

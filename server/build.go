@@ -54,7 +54,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildPKI,
 		s.buildAuthSets,
 		s.buildEST,
-		// transports, a line each: lwm2m
+		s.buildLwM2M,
 		s.buildCoAP, // after those whose routes it mounts
 		s.buildBackups,
 		s.buildJournal, // last: what it does again every room hears of

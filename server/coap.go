@@ -43,7 +43,8 @@ func (s *Server) coapRoutes() []coap.Route {
 	var all []coap.Route
 	for _, table := range [][]coap.Route{
 		s.messageResources(),
-		// a line each: s.EST.CoAPRoutes(), s.LwM2M.CoAPRoutes()
+		s.LwM2M.Routes(),
+		// a line each: s.EST.CoAPRoutes()
 	} {
 		all = append(all, table...)
 	}

@@ -28,6 +28,7 @@ import (
 	"keystead/est"
 	"keystead/events"
 	"keystead/identity"
+	"keystead/lwm2m"
 	"keystead/messages"
 	"keystead/pki"
 	"keystead/psk"
@@ -54,6 +55,7 @@ type Server struct {
 	PKI        *pki.Service
 	EST        *est.Service
 	PSK        *psk.Service
+	LwM2M      *lwm2m.Service
 	Things     *thingkeys.Service
 	Events     *events.Service
 	Tokens     *tokens.Service
@@ -107,6 +109,9 @@ func (s *Server) routes() []route {
 		s.oauthRoutes(),
 		s.accessKeyRoutes(),
 		s.identityRoutes(),
+		s.creatorCertificateRoutes(),
+		s.registeredRoutes(),
+		s.lwm2mRoutes(),
 		s.pskRoutes(),
 		s.tokenRoutes(),
 		s.messageRoutes(),
