@@ -244,6 +244,7 @@ func (g *Gateway) sweepEvery() {
 func (g *Gateway) Sweep(now time.Time) {
 	if g.udp != nil {
 		g.udp.expire(now)
+		g.udp.resume.expire(now)
 	}
 	for _, s := range g.sessions.all() {
 		idle := now.Sub(time.Unix(0, s.seen.Load()))

@@ -60,6 +60,7 @@ type handshake struct {
 	next     uint64   // the number of our next record of epoch 1
 	flight   []byte   // the datagram with our Finished
 	slot     bool     // it holds one of u.cpu
+	computed bool     // and needs none any more
 	resigned bool     // it is not to be answered any more
 
 	// Set by pion's callbacks, which run one after the other.
@@ -99,7 +100,7 @@ func newHandshake(u *udp, from netip.AddrPort, now time.Time) *handshake {
 func (h *handshake) run() {
 	stats := &h.u.gw.stats
 	conn, err := h.establish()
-	h.release()
+	h.rest()
 	if err != nil {
 		stats.HandshakesFailed.Add(1)
 		if h.tried != nil && !h.isResigned() {
@@ -400,16 +401,29 @@ func (h *handshake) acquire() {
 	h.u.mu.Lock()
 	wanted := h.certificate
 	h.u.mu.Unlock()
+	h.mu.Lock()
+	wanted = wanted && !h.computed
+	h.mu.Unlock()
 	if !wanted {
 		return
 	}
 	select {
 	case h.u.cpu <- struct{}{}:
 		h.mu.Lock()
-		h.slot = true
+		if h.slot = !h.computed; !h.slot {
+			<-h.u.cpu
+		}
 		h.mu.Unlock()
 	case <-h.done:
 	}
+}
+
+// rest ends the turns of a handshake that is over, whatever pion still reads.
+func (h *handshake) rest() {
+	h.mu.Lock()
+	h.computed = true
+	h.mu.Unlock()
+	h.release()
 }
 
 func (h *handshake) release() {

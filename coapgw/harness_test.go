@@ -29,6 +29,7 @@ import (
 
 	"keystead/coap"
 	"keystead/coapgw"
+	"keystead/devices"
 	"keystead/fault"
 	"keystead/identity"
 	"keystead/seal"
@@ -200,9 +201,6 @@ func newWorld(t testing.TB, set ...func(*coapgw.Gateway)) *world {
 		Config: conf, Resolver: w.ledger.resolver().Resolve, Secret: w.ledger.secret, DecoyKey: seal.NewSecret(32),
 		Certificate: func(string) (*tls.Certificate, error) { return &server, nil },
 		Epoch:       w.ledger.epoch.Load, Log: slog.New(slog.DiscardHandler), Now: time.Now,
-	}
-	if testing.Verbose() {
-		w.gw.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	for _, fn := range set {
 		fn(w.gw)
@@ -483,4 +481,10 @@ func (c *client) isClosed() bool {
 			return true
 		}
 	}
+}
+
+// suspend has a device suspended, with the credential of a name, as devices tells of it.
+func (w *world) suspend(deviceID, name string) {
+	w.ledger.refuse(name)
+	w.gw.Changed(devices.Change{What: devices.SuspendedNow, Device: devices.Device{ID: deviceID}})
 }

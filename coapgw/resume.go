@@ -76,6 +76,18 @@ func (rs *resumptions) get(id []byte) dtls.Session {
 	return s
 }
 
+// expire drops the sessions that are too old to be resumed.
+func (rs *resumptions) expire(now time.Time) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	for e := rs.age.Front(); e != nil; e = rs.age.Front() {
+		if k, ok := e.Value.(*kept); !ok || now.Before(k.until) {
+			return
+		}
+		rs.removeElement(e)
+	}
+}
+
 func (rs *resumptions) remove(id string) {
 	if e := rs.byID[id]; e != nil {
 		rs.removeElement(e)
