@@ -19,6 +19,7 @@ import (
 	"keystead/fault"
 	"keystead/identity"
 	"keystead/pki"
+	"keystead/store"
 )
 
 // buildPKI opens the CAs.
@@ -189,4 +190,44 @@ func (s *Server) ocspAnswer(c echo.Context, der []byte) error {
 		h.Set("Cache-Control", "public, no-transform, must-revalidate, max-age=60")
 	}
 	return c.Blob(http.StatusOK, "application/ocsp-response", a.DER)
+}
+
+// sign issues from a request in PEM, for a device if one is named.
+func (s *Server) sign(ctx context.Context, ca pki.CAID, in signRequest) (pki.Certificate, error) {
+	if in.Profile == "" {
+		in.Profile = pki.DeviceProfile
+	}
+	block, _ := pem.Decode([]byte(in.CSR))
+	if block == nil {
+		return pki.Certificate{}, fault.InvalidFields(fault.Field{Name: "csr", Message: "must be a certificate request in PEM"})
+	}
+	csr, err := pki.ParseCSR(block.Bytes)
+	if err == nil {
+		err = pki.CheckSignature(csr)
+	}
+	if err != nil {
+		return pki.Certificate{}, err
+	}
+	profile, err := s.PKI.Profile(ctx, in.Profile)
+	if err != nil {
+		return pki.Certificate{}, err
+	}
+	var device string
+	if in.Device != "" {
+		d, err := s.Devices.Find(ctx, in.Device)
+		if err != nil {
+			return pki.Certificate{}, err
+		}
+		device = d.ID
+	}
+	p, err := s.PKI.Prepare(ctx, pki.Request{Org: identity.OrgOf(ctx), CA: ca, Profile: profile, CSR: csr, Device: device})
+	if err != nil {
+		return pki.Certificate{}, err
+	}
+	return s.PKI.Issue(ctx, p, func(ctx context.Context, tx store.Tx, c *pki.Certificate) error {
+		if device == "" {
+			return nil
+		}
+		return s.PKI.Attach(ctx, tx, device, c)
+	})
 }

@@ -125,6 +125,7 @@ func (s *Server) routes() []route {
 		s.authorizeRoutes(),
 		s.auditRoutes(),
 		s.backupRoutes(),
+		s.caRoutes(),
 		s.certificateRoutes(),
 		s.profileRoutes(),
 		s.dmsRoutes(),
