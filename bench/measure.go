@@ -138,6 +138,7 @@ func (r *run) head() {
 		[]string{"what", "is"},
 		[]string{"date", time.Now().UTC().Format("2006-01-02 15:04 UTC")},
 		[]string{"machine", fmt.Sprintf("%d × %s, %s of memory, Linux %s", runtime.NumCPU(), grep("/proc/cpuinfo", "model name"), grep("/proc/meminfo", "MemTotal"), read("/proc/sys/kernel/osrelease"))},
+		[]string{"load before", strings.Join(strings.Fields(read("/proc/loadavg"))[:3], ", ") + " processes; more than one means that others ran, and that figures in time by the clock are too bad"},
 		[]string{"versions", strings.Join(versions, ", ")},
 		[]string{"tree", command("git", "describe", "--always", "--dirty")},
 	)

@@ -63,21 +63,22 @@ var ErrMismatch = fault.New(fault.Unauthenticated, "the credentials presented be
 // actor: a token issued to one device is refused from the session of another
 // (contract coap-plgd). The first that recognises the caller is the one the
 func (r Resolver) Resolve(ctx context.Context, p Proof) (Actor, error) {
-	var found *Actor
+	var found Actor // by value: a pointer would put every actor on the heap
+	known := false
 	for _, m := range r {
 		a, err := m.Resolve(ctx, p)
 		switch {
 		case errors.Is(err, ErrNotMine):
 		case err != nil:
 			return Actor{}, err
-		case found == nil:
-			found = &a
+		case !known:
+			found, known = a, true
 		case !found.Is(a):
 			return Actor{}, ErrMismatch
 		}
 	}
-	if found == nil {
+	if !known {
 		return Actor{}, ErrNoCredential
 	}
-	return *found, nil
+	return found, nil
 }
