@@ -18,6 +18,12 @@ import (
 var commands = []func(*app) *cobra.Command{
 	serveCommand,
 	whoamiCommand,
+	loginCommand,
+	logoutCommand,
+	userCommand,
+	orgCommand,
+	keyCommand,
+	thingCommand,
 	deviceCommand,
 	sessionCommand,
 	pskCommand,

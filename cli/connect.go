@@ -27,6 +27,26 @@ type adminFile struct {
 // another. A server that runs here on other ports than its public ones says so
 // in endpoints.json.
 func (a *app) connect() (*client.Client, error) {
+	conf, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(conf)
+	if err != nil {
+		return nil, coded(exitUsage, err, "--url, KEYSTEAD_URL and KEYSTEAD_CA_FILE say which server is meant")
+	}
+	return c, nil
+}
+
+// target is how to reach that server, and as whom: by the key in the environment;
+// as who has logged in, unless flags name a server or its data; or as the
+// administrator of admin.json.
+func (a *app) target() (client.Config, error) {
+	if l, ok := a.loggedIn(); ok && a.url+a.data+a.getenv("KEYSTEAD_URL")+a.getenv("KEYSTEAD_API_KEY") == "" {
+		return client.Config{
+			URL: l.URL, CAFile: l.CAFile, APIKey: l.Token, Dial: l.Dial, Org: cmp.Or(a.org, a.getenv("KEYSTEAD_ORG")),
+		}, nil
+	}
 	var admin adminFile
 	named := cmp.Or(a.url, a.getenv("KEYSTEAD_URL"))
 	key := a.getenv("KEYSTEAD_API_KEY")
@@ -35,17 +55,17 @@ func (a *app) connect() (*client.Client, error) {
 	switch {
 	case err == nil:
 		if err := json.Unmarshal(b, &admin); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+			return client.Config{}, fmt.Errorf("%s: %w", file, err)
 		}
 	case named != "" && key != "":
 		// all that is needed is in the environment
 	case errors.Is(err, fs.ErrPermission):
-		return nil, coded(exitRefused, err, "only the user the server runs as may read its admin.json; run this as that user, or set KEYSTEAD_API_KEY")
+		return client.Config{}, coded(exitRefused, err, "only the user the server runs as may read its admin.json; run this as that user, or set KEYSTEAD_API_KEY")
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, hinted(fmt.Errorf("there is no %s", file),
+		return client.Config{}, hinted(fmt.Errorf("there is no %s", file),
 			"start a server with keystead serve, say where its data is with --data, or set KEYSTEAD_URL, KEYSTEAD_API_KEY and KEYSTEAD_CA_FILE")
 	default:
-		return nil, err
+		return client.Config{}, err
 	}
 	conf := client.Config{
 		URL:    cmp.Or(named, admin.URL),
@@ -56,11 +76,7 @@ func (a *app) connect() (*client.Client, error) {
 	if named == "" {
 		conf.Dial = a.boundAt()
 	}
-	c, err := client.New(conf)
-	if err != nil {
-		return nil, coded(exitUsage, err, "--url, KEYSTEAD_URL and KEYSTEAD_CA_FILE say which server is meant")
-	}
-	return c, nil
+	return conf, nil
 }
 
 // boundAt is where the server of the data directory says it is bound, "" if it
