@@ -38,6 +38,7 @@ var commands = []func(*app) *cobra.Command{
 	webhookCommand,
 	backupCommand,
 	restoreCommand,
+	doctorCommand,
 	versionCommand,
 }
 
