@@ -227,3 +227,100 @@ func TestStrongSwanWaitsForApproval(t *testing.T) {
 		t.Errorf("got %+v, want the device late", got)
 	}
 }
+
+// A device born with a pre-shared key gets itself a certificate over CoAP, and is
+// the same device with it; it renews over CoAP too.
+func TestPSKDeviceUpgradesToACertificateOverCoAP(t *testing.T) {
+	s := start(t)
+	k := s.textPSK()
+	s.request("sensor", "/CN=sensor-1")
+	for i, path := range []string{"/est/sen", "/.well-known/est/simpleenroll", "/est/default/sen"} {
+		r := s.run("coap-client-openssl", "-B", "10", "-m", "post", "-u", k.Identity, "-k", k.text(t), "-t", "286", "-A", "287", "-f", s.path("sensor.csr"), "-o", s.path("sensor.der"), s.coaps(path))
+		if r.code != 0 {
+			t.Fatalf("%s: %s", path, r.all())
+		}
+		s.must("openssl", "x509", "-inform", "DER", "-in", "sensor.der", "-out", "sensor.pem")
+		got := s.identified("sensor")
+		if got.Device != k.Device || got.Credential.Kind != "certificate" {
+			t.Errorf("%d: got %+v, want device %s", i, got, k.Device)
+		}
+	}
+	s.must("openssl", "verify", "-CAfile", s.ca(), "-untrusted", s.handedOut(""), "-purpose", "sslclient", s.path("sensor.pem"))
+	before := s.identified("sensor").Credential.ID
+	r := s.run("coap-client-openssl", "-B", "10", "-m", "post", "-c", s.path("sensor.pem"), "-j", s.path("sensor.key"), "-C", s.ca(),
+		"-t", "286", "-A", "287", "-f", s.path("sensor.csr"), "-o", s.path("renewed.der"), s.coaps("/est/sren"))
+	if r.code != 0 {
+		t.Fatalf("/est/sren: %s", r.all())
+	}
+	s.must("openssl", "x509", "-inform", "DER", "-in", "renewed.der", "-out", "sensor.pem")
+	if got := s.identified("sensor"); got.Device != k.Device || got.Credential.ID == before {
+		t.Errorf("renewed: got %+v, want device %s and another certificate than %s", got, k.Device, before)
+	}
+	s.must("coap-client-openssl", "-B", "10", "-m", "get", "-u", k.Identity, "-k", k.text(t), "-o", s.path("crts.der"), s.coaps("/est/crts"))
+	if certs := s.must("openssl", "pkcs7", "-inform", "DER", "-in", "crts.der", "-print_certs"); strings.Count(certs, "BEGIN") < 2 {
+		t.Errorf("/est/crts: got %s", certs)
+	}
+	for _, path := range []string{"/est/skg", "/est/skc"} {
+		s.must("coap-client-openssl", "-B", "10", "-m", "post", "-u", k.Identity, "-k", k.text(t), "-t", "286", "-A", "62", "-f", s.path("sensor.csr"), "-o", s.path("skg.cbor"), s.coaps(path))
+		if b := readText(t, s.path("skg.cbor")); len(b) < 300 || b[0] != 0x84 {
+			t.Errorf("%s: got %x, want an array of four", path, b)
+		}
+	}
+}
+
+// What is wrong with an enrolment shows to curl as it does to our own tests: by
+// the status and a line of text, and not by a handshake that fails.
+func TestCurlIsToldWhatIsWrong(t *testing.T) {
+	s := start(t)
+	s.dms(`{"id":"plant","name":"plant","settings":{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"CLIENT_CERTIFICATE"}}}}`)
+	s.request("dev", "/CN=dev")
+	s.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "self.key", "-out", "self.pem", "-subj", "/CN=self", "-days", "1")
+	self := []string{"--cert", s.path("self.pem"), "--key", s.path("self.key")}
+	token := s.token(`{"max_uses":0}`)
+	writeText(t, s.path("pem.b64"), s.must("openssl", "req", "-inform", "DER", "-in", "dev.csr"))
+	writeText(t, s.path("rubbish.b64"), "!!!!")
+	s.enrolAt(wellKnown+"simpleenroll", "dev", "-u", "u:"+token)
+	serial := s.identified("dev").Credential.ID
+	// Of one keep-alive connection: the second request of the two is after the revocation.
+	s.rest(http.MethodPost, "/api/v1/certificates/"+serial+"/revoke", `{"reason":"keyCompromise"}`, http.StatusOK)
+	mine := []string{"--cert", s.path("dev.pem"), "--key", s.path("dev.key")}
+	for _, test := range []struct {
+		name, path, body string
+		args             []string
+		code             int
+		says             string
+	}{
+		{"no certificate", "plant/simpleenroll", "dev", nil, 401, "client certificate"},
+		{"an untrusted one", "plant/simpleenroll", "dev", self, 401, "not a trusted CA"},
+		{"a revoked one", "plant/simpleenroll", "dev", mine, 401, "revoked"},
+		{"a revoked one, renewing", "simplereenroll", "dev", mine, 401, "revoked"},
+		{"no such DMS", "nowhere/simpleenroll", "dev", []string{"-u", "u:" + token}, 401, "no DMS"},
+		{"PEM", "simpleenroll", "pem", []string{"-u", "u:" + token}, 400, "openssl req -outform DER"},
+		{"not base64", "simpleenroll", "rubbish", []string{"-u", "u:" + token}, 400, "base64"},
+		{"GET", "simpleenroll", "dev", []string{"-X", "GET"}, 405, "POST"},
+		{"HTTP/1.1", "simpleenroll", "dev", []string{"--http1.1", "-i"}, 401, "WWW-Authenticate: Basic"},
+	} {
+		body, code := s.est(wellKnown+test.path, test.body, test.args...)
+		if code != test.code || !strings.Contains(body, test.says) {
+			t.Errorf("%s: got %d %q, want %d and %q", test.name, code, body, test.code, test.says)
+		}
+	}
+	if body, code := s.curl(append(mine, s.url("/api/v1/whoami"))...); code != http.StatusUnauthorized {
+		t.Errorf("whoami with the revoked certificate: got %d %s", code, body)
+	}
+	crl := s.sh("curl -sS $HTTP/crl/$(curl -sS --cacert $CA -H 'Authorization: Bearer " + s.key + "' $URL/api/v1/certificates/" + serial + " | jq -r .ca)/0.crl | openssl crl -inform DER -noout -crlnumber -issuer")
+	if !strings.Contains(crl, "crlNumber") {
+		t.Errorf("CRL over plain HTTP: got %s", crl)
+	}
+	s.sh(`curl -sS --cacert $CA $URL` + wellKnown + `cacerts | base64 -d | openssl pkcs7 -inform DER -print_certs | awk '/BEGIN/{n++} n{print > "k" n ".pem"}'`)
+	for _, issuer := range []string{"k1.pem", "k2.pem"} {
+		out := s.run("openssl", "ocsp", "-issuer", issuer, "-cert", "dev.pem", "-url", "http://"+s.at.HTTP+"/ocsp", "-CAfile", s.ca(), "-verify_other", issuer)
+		if strings.Contains(out.all(), "revoked") {
+			if !strings.Contains(out.all(), "Response verify OK") {
+				t.Errorf("OCSP: %s", out.all())
+			}
+			return
+		}
+	}
+	t.Error("OCSP does not say that the certificate is revoked")
+}

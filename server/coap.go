@@ -44,7 +44,7 @@ func (s *Server) coapRoutes() []coap.Route {
 	for _, table := range [][]coap.Route{
 		s.messageResources(),
 		s.LwM2M.Routes(),
-		// a line each: s.EST.CoAPRoutes()
+		s.EST.CoAPRoutes(),
 	} {
 		all = append(all, table...)
 	}
