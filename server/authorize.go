@@ -423,6 +423,9 @@ func (s *Server) introspect(c echo.Context) error {
 	if err != nil {
 		return err
 	}
+	if scheme, _, _ := strings.Cut(c.Request().Header.Get("Authorization"), " "); strings.EqualFold(scheme, "Bearer") {
+		return s.introspectBy(c, form.Get("token"))
+	}
 	p, err := s.clientProof(c, form)
 	if err != nil {
 		return err

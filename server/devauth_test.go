@@ -47,8 +47,14 @@ func (d authDevice) body() []byte {
 
 const authRequests = "/api/devices/v1/authentication/auth_requests"
 
-// ask sends an auth request as the client does, and returns status and body.
-func (d authDevice) ask(t testing.TB, r *running, change ...func(*http.Request)) (*http.Response, string) {
+// reply is an answer without its body.
+type reply struct {
+	StatusCode int
+	Header     http.Header
+}
+
+// ask sends an auth request as the client does, and returns the answer and its body.
+func (d authDevice) ask(t testing.TB, r *running, change ...func(*http.Request)) (reply, string) {
 	t.Helper()
 	body := d.body()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+authRequests, bytes.NewReader(body))
@@ -73,7 +79,7 @@ func (d authDevice) ask(t testing.TB, r *running, change ...func(*http.Request))
 	if tt, ok := t.(*testing.T); ok {
 		checkContract(tt, req, res, b)
 	}
-	return res, string(b)
+	return reply{res.StatusCode, res.Header}, string(b)
 }
 
 type authDeviceAnswer struct {
@@ -108,7 +114,7 @@ func TestMenderDevice(t *testing.T) {
 	set := one + "/auth/" + list[0].AuthSets[0].ID
 	s.call(t, s.admin, "PUT", set+"/status", map[string]string{"status": "accepted"}, 204, nil)
 	res, token := d.ask(t, s)
-	if res.StatusCode != 200 || res.Header.Get("Content-Type") != "application/jwt" || strings.Count(token, ".") != 2 || strings.ContainsAny(token, "\r\n ") {
+	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "application/jwt" || strings.Count(token, ".") != 2 || strings.ContainsAny(token, "\r\n ") {
 		t.Fatalf("accepted: got %d %q %v", res.StatusCode, token, res.Header)
 	}
 	var who struct {
@@ -129,7 +135,7 @@ func TestMenderDevice(t *testing.T) {
 	jti, _ := claims["jti"].(string)
 	s.call(t, s.admin, "DELETE", devauth+"/tokens/"+jti, nil, 204, nil)
 	s.call(t, token, "GET", "/api/v1/whoami", nil, 401, nil)
-	if res, token = d.ask(t, s); res.StatusCode != 200 {
+	if res, token = d.ask(t, s); res.StatusCode != http.StatusOK {
 		t.Fatalf("after the revocation: got %d", res.StatusCode)
 	}
 	s.call(t, token, "GET", "/api/v1/whoami", nil, 200, nil)
@@ -139,7 +145,7 @@ func TestMenderDevice(t *testing.T) {
 	}
 	s.call(t, s.admin, "PUT", set+"/status", map[string]string{"status": "rejected"}, 204, nil)
 	s.call(t, token, "GET", "/api/v1/whoami", nil, 401, nil)
-	if res, _ = d.ask(t, s); res.StatusCode != 401 {
+	if res, _ = d.ask(t, s); res.StatusCode != http.StatusUnauthorized {
 		t.Errorf("rejected: got %d", res.StatusCode)
 	}
 	s.call(t, s.admin, "DELETE", one, nil, 204, nil)
@@ -154,7 +160,7 @@ func TestDeviceTokenIsNoAPIKey(t *testing.T) {
 	d := newAuthDevice(t, "1")
 	s.call(t, s.admin, "POST", devauth+"/devices", map[string]any{"identity_data": json.RawMessage(d.id), "pubkey": d.pem()}, 201, nil)
 	res, token := d.ask(t, s)
-	if res.StatusCode != 200 {
+	if res.StatusCode != http.StatusOK {
 		t.Fatalf("got %d %s", res.StatusCode, token)
 	}
 	for _, path := range []string{"/api/v1/devices", devauth + "/devices", "/api/v1/signing-keys", "/api/v1/audit"} {
@@ -232,7 +238,7 @@ func TestDevauthPages(t *testing.T) {
 	for _, mac := range []string{"1", "2", "3"} {
 		newAuthDevice(t, mac).ask(t, s)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), "GET", s.url+devauth+"/devices?per_page=1&page=2&status=pending", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+devauth+"/devices?per_page=1&page=2&status=pending", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

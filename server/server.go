@@ -117,6 +117,8 @@ func (s *Server) routes() []route {
 		s.messageRoutes(),
 		s.authRequestRoutes(),
 		s.devauthRoutes(),
+		s.authSetRoutes(),
+		s.introspectRoutes(),
 		s.webhookRoutes(),
 		s.keyRoutes(),
 		s.userRoutes(),
