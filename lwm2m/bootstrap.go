@@ -81,7 +81,7 @@ func (s *Service) admit(ctx context.Context, r *coap.Request, pack bool) (*plan,
 	record := s.begin(r.Actor, q, r.Session.Remote(), pack)
 	record.Endpoint = name
 	if err != nil {
-		s.end(ctx, &record, Unauthorized, err.Error())
+		s.end(ctx, &record, Unauthorized, detailOf(err))
 		return nil, q, record, err
 	}
 	if q.HasPCT && !knownFormat(q.PCT) {
@@ -187,6 +187,9 @@ func (r *run) work(ctx context.Context) {
 }
 
 func detailOf(err error) string {
+	if e, ok := errors.AsType[*coap.Error](err); ok {
+		return e.Message
+	}
 	if _, ok := errors.AsType[*fault.Error](err); ok {
 		return fault.Message(err)
 	}
