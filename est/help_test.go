@@ -1,6 +1,7 @@
 package est_test
 
 import (
+	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -15,6 +16,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"keystead/fault"
 )
 
 const sha1Base64 = "MIHHMHACAQAwDjEMMAoGA1UEAwwDZGV2MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE+Oo4whn6JT6itsDuKl66y9eAbrElh237JyUz47oYLNVOQ7LL9hXfCE+bfCehMty7OzkhbG/Ton8//EgurdLPLKAAMAkGByqGSM49BAEDSAAwRQIhAO4BArkifSW0O/UCuwrUzPRn4VdBVXlKj0TYuXNba6uAAiBKWTTO4tphdEm8R5CVSj1bYRkAghJuHpr1c834zZDqEg=="
@@ -74,3 +77,9 @@ func decryptCMS(t testing.TB, enveloped []byte, key *rsa.PrivateKey) any {
 	}
 	return must(x509.ParsePKCS8PrivateKey(must(os.ReadFile(out))))
 }
+
+type ctx = context.Context
+
+var errToken = fault.New(fault.Unauthenticated, "the token is no good")
+
+func chainOf(certs ...*x509.Certificate) []*x509.Certificate { return certs }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -158,6 +159,11 @@ type HookAnswer struct {
 // maxReason is how much of a webhook's reason a client is told.
 const maxReason = 200
 
+func timedOut(ctx context.Context, err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ctx.Err() != nil || ok && e.Timeout()
+}
+
 // ParseHookAnswer reads the answer of a webhook: a JSON object that says whether
 // the client is authorised. Anything else is no answer.
 func ParseHookAnswer(body []byte) (HookAnswer, error) {
@@ -283,14 +289,14 @@ func (s *Service) callHook(ctx context.Context, d *DMS, a *AuthSettings, body []
 	case "jwt":
 		token, err := hookToken(ctx, client, hook.Config.OIDC)
 		if err != nil {
-			return HookAnswer{}, outbound.Answer{}, &HookError{Timeout: ctx.Err() != nil, Err: err}
+			return HookAnswer{}, outbound.Answer{}, &HookError{Timeout: timedOut(ctx, err), Err: err}
 		}
 		request.Header["Authorization"] = "Bearer " + token
 	}
 	answer, err := client.Do(ctx, request)
 	switch {
 	case err != nil:
-		return HookAnswer{}, answer, &HookError{Timeout: ctx.Err() != nil, Err: err}
+		return HookAnswer{}, answer, &HookError{Timeout: timedOut(ctx, err), Err: err}
 	case !answer.OK():
 		return HookAnswer{}, answer, &HookError{Err: fmt.Errorf("unexpected status code: %d", answer.Status)}
 	}
