@@ -53,7 +53,7 @@ func (c *ceremony) load(a *app) (pki.OfflineRoot, error) {
 
 // create writes a file that must not be there yet.
 func create(name string, mode os.FileMode, b []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) //nolint:gosec // G304: the user names it
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}

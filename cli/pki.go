@@ -184,7 +184,7 @@ func (a *app) readFile(name string) ([]byte, error) {
 	if name == "-" {
 		return io.ReadAll(io.LimitReader(a.stdin, maxInput))
 	}
-	f, err := os.Open(name) //nolint:gosec // G304: the user names it
+	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}

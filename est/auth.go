@@ -150,7 +150,7 @@ func (s *Service) byToken(ctx context.Context, d *DMS, call *Call, csr *x509.Cer
 	}
 	return s.DB.View(ctx, func(tx store.Tx) error {
 		t, err := s.admitToken(tx, ticket)
-		if err != nil && !(t.ID != "" && t.StateAt(s.Now()) == TokenUsedUp) {
+		if err != nil && (t.ID == "" || t.StateAt(s.Now()) != TokenUsedUp) {
 			return err
 		}
 		c.spent = err // the last request it let in may still be repeated
@@ -196,7 +196,7 @@ func (s *Service) byJWT(ctx context.Context, d *DMS, a *AuthSettings, call *Call
 // claimText is a claim by dotted path, if it is text or a number.
 func claimText(claims map[string]any, path string) string {
 	var v any = claims
-	for _, part := range strings.Split(path, ".") {
+	for part := range strings.SplitSeq(path, ".") {
 		m, ok := v.(map[string]any)
 		if !ok {
 			return ""

@@ -96,7 +96,7 @@ func (r *recipient) seal(secret []byte) ([]byte, error) {
 	content := make([]byte, len(secret), len(secret)+pad)
 	copy(content, secret)
 	for range pad {
-		content = append(content, byte(pad)) //nolint:gosec // G115: at most the block size
+		content = append(content, byte(pad))
 	}
 	cipher.NewCBCEncrypter(block, iv).CryptBlocks(content, content)
 	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, r.key, key, nil)

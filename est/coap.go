@@ -165,7 +165,7 @@ func (s *Service) coapAttrs(ctx context.Context, r *coap.Request) (coap.Response
 // coapFault gives what EST says in its own words the codes of CoAP: who has to
 // wait is told so by 5.03 and Max-Age (RFC 9148, 5.7).
 func coapFault(err error) error {
-	if p, ok := errors.AsType[*Pending](err); ok {
+	if p, ok := errors.AsType[*PendingError](err); ok {
 		return &coap.Error{Code: coap.ServiceUnavailable, Message: p.Error(), MaxAge: p.RetryAfter}
 	}
 	if e, ok := errors.AsType[*HookError](err); ok {

@@ -28,7 +28,7 @@ import (
 // Enroll serves simpleenroll and simplereenroll: der is the PKCS#10 request.
 // Faults are Unauthenticated with a reason where the caller or the DMS is not
 // known, Invalid for requests that cannot be certified, Forbidden for those that
-// may not; a *Pending asks the caller to come back.
+// may not; a *PendingError asks the caller to come back.
 func (s *Service) Enroll(ctx context.Context, call *Call, der []byte) (*Issued, error) {
 	csr, err := pki.ParseCSR(der)
 	if err != nil {
@@ -557,7 +557,7 @@ func (s *Service) reenrollOtherwise(ctx context.Context, call *Call, csr *x509.C
 }
 
 func first(err error) error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the join itself
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()[0]
 	}
 	return err

@@ -80,14 +80,16 @@ type Issued struct {
 	EncryptedTo []byte // CMS with the key, where the client asked for that
 }
 
-// Pending is the error of an enrolment that waits for an administrator.
-type Pending struct {
+// PendingError is the error of an enrolment that waits for an administrator.
+type PendingError struct {
 	ID         string
 	RetryAfter time.Duration
 }
 
 // Error says that somebody has to approve.
-func (p *Pending) Error() string { return "the enrolment waits for approval; repeat the request later" }
+func (p *PendingError) Error() string {
+	return "the enrolment waits for approval; repeat the request later"
+}
 
 // RetryAfter is how long a client waits between asking whether it was approved.
 const retryAfter = 10 * time.Second

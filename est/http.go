@@ -212,7 +212,7 @@ func (h *Handler) send(w http.ResponseWriter, status int, media string, body []b
 	w.Header().Set("Content-Type", media)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	_, _ = w.Write(body) //nolint:errcheck // a client that is gone needs no answer
+	_, _ = w.Write(body) //nolint:gosec // G705: plain text or DER in base64, and said to be so //nolint:errcheck // a client that is gone needs no answer
 }
 
 // keyBoundary parts the answers of serverkeygen; base64 cannot hold it.
@@ -267,7 +267,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, status int, err e
 	if status == 0 {
 		status = statuses[fault.KindOf(err)]
 	}
-	if p, ok := errors.AsType[*Pending](err); ok {
+	if p, ok := errors.AsType[*PendingError](err); ok {
 		status, wait, text = http.StatusAccepted, p.RetryAfter, p.Error()
 	}
 	if e, ok := errors.AsType[*HookError](err); ok {

@@ -102,7 +102,7 @@ func (s *Service) approved(ctx context.Context, p *plan, call *Call) error {
 	case w.State == StateApproved:
 		return nil
 	}
-	return &Pending{ID: w.ID, RetryAfter: retryAfter}
+	return &PendingError{ID: w.ID, RetryAfter: retryAfter}
 }
 
 // Waitings lists the enrolments of the actor's organisation that wait.

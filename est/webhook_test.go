@@ -85,8 +85,10 @@ func TestWebhookDecides(t *testing.T) {
 		{"JSON that says nothing", says(`{}`), 502, "webhook"},
 		{"the wrong type", says(`{"authorized":"true"}`), 502, "webhook"},
 		{"too much", says(`{"authorized":true,"reason":"` + strings.Repeat("x", 100<<10) + `"}`), 502, "webhook"},
-		{"401", func(w http.ResponseWriter, _ *http.Request, _ map[string]any) { w.WriteHeader(401) }, 502, "webhook"},
-		{"a redirect", func(w http.ResponseWriter, r *http.Request, _ map[string]any) { http.Redirect(w, r, "/elsewhere", 302) }, 502, "webhook"},
+		{"401", func(w http.ResponseWriter, _ *http.Request, _ map[string]any) { w.WriteHeader(http.StatusUnauthorized) }, 502, "webhook"},
+		{"a redirect", func(w http.ResponseWriter, r *http.Request, _ map[string]any) {
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		}, 502, "webhook"},
 		{"too late", func(_ http.ResponseWriter, r *http.Request, _ map[string]any) { <-r.Context().Done() }, 504, "timed out"},
 	} {
 		h.answer = test.answer

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -208,14 +209,7 @@ func (n *NewCA) check() error {
 	return fault.InvalidFields(bad...)
 }
 
-func algorithmOfCA(alg Algorithm) bool {
-	for _, known := range CAAlgorithms {
-		if known == alg {
-			return true
-		}
-	}
-	return false
-}
+func algorithmOfCA(alg Algorithm) bool { return slices.Contains(CAAlgorithms, alg) }
 
 func (s *Service) createCA(ctx context.Context, org string, n NewCA) (CA, error) {
 	if err := n.check(); err != nil {

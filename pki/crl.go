@@ -50,13 +50,15 @@ var (
 func shardName(shard int) string         { return fmt.Sprintf("%04d", shard) }
 func shardKey(ca CAID, shard int) string { return string(ca) + "/" + shardName(shard) }
 func (c *CRL) fresh(now time.Time) bool  { return now.Before(c.Expires.Add(-crlRefresh)) }
-func (c *crlCache) lock(key string) *crlShard {
-	v, _ := c.shards.LoadOrStore(key, &crlShard{})
-	return v.(*crlShard)
-} //nolint:errcheck,forcetypeassert // only these are stored
 
 // crlCache has one rebuild of a shard at a time, and the last one at hand.
 type crlCache struct{ shards sync.Map }
+
+func (c *crlCache) of(key string) *crlShard {
+	v, _ := c.shards.LoadOrStore(key, &crlShard{})
+	shard, _ := v.(*crlShard)
+	return shard
+}
 
 type crlShard struct {
 	mu   sync.Mutex
@@ -84,7 +86,7 @@ func (s *Service) CRL(ctx context.Context, ca CAID, shard int) (CRL, error) {
 	if a.cert == nil || a.Key == "" || shard < 0 || shard >= max(a.Shards, 1) {
 		return CRL{}, notFound("crl")
 	}
-	cache := s.crls.lock(shardKey(ca, shard))
+	cache := s.crls.of(shardKey(ca, shard))
 	cache.mu.Lock()
 	defer cache.mu.Unlock()
 	state, stored, err := s.shard(ctx, ca, shard, cache.last.Number == 0)
@@ -145,7 +147,7 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 			SerialNumber: r.Serial.number(), RevocationTime: r.At, ReasonCode: int(r.Reason),
 		})
 	}
-	number := max(last+1, uint64(now.UnixMilli())) //nolint:gosec // G115: the clock is past 1970
+	number := max(last+1, uint64(now.UnixMilli()))
 	list.Number = new(big.Int).SetUint64(number)
 	if a.Shards > 1 && s.PublicHTTP != "" {
 		list.ExtraExtensions = []pkix.Extension{{Id: oidIssuingPoint, Critical: true, Value: mustMarshal(crlPoint{

@@ -18,9 +18,16 @@ var durationUnits = []struct {
 	name string
 	unit time.Duration
 }{
-	{"y", 8736 * time.Hour}, {"w", 168 * time.Hour}, {"d", 24 * time.Hour}, {"h", time.Hour},
-	{"ms", time.Millisecond}, {"m", time.Minute}, {"s", time.Second},
-	{"us", time.Microsecond}, {"µs", time.Microsecond}, {"ns", time.Nanosecond},
+	{"y", 8736 * time.Hour},
+	{"w", 168 * time.Hour},
+	{"d", 24 * time.Hour},
+	{"h", time.Hour},
+	{"ms", time.Millisecond},
+	{"m", time.Minute},
+	{"s", time.Second},
+	{"us", time.Microsecond},
+	{"µs", time.Microsecond},
+	{"ns", time.Nanosecond},
 }
 
 var errDuration = errors.New(`write a duration as numbers with units, such as "1y2w3d" or "90m"`)
@@ -93,7 +100,7 @@ func (d Duration) String() string {
 		if n := rest / unit; n > 0 {
 			b.WriteString(strconv.FormatInt(int64(n), 10))
 			b.WriteString(name)
-			rest -= n * unit
+			rest %= unit
 		}
 	}
 	return b.String()

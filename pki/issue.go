@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/big"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,7 +124,7 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 
 // firstFault is the first of joined errors, which is the one to tell.
 func firstFault(err error) error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the join itself, not one in a tree
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()[0]
 	}
 	return err
@@ -203,7 +204,7 @@ func (p *Prepared) usages() (EKUs, uint) {
 			case e.Id.Equal(oidKeyUsage) && r.Profile.HonorKeyUsage:
 				bits |= requestedUsage(e.Value)
 			case e.Id.Equal(oidExtKeyUsage) && r.Profile.HonorEKU:
-				names = append(names[:len(names):len(names)], requestedEKUs(e.Value)...)
+				names = append(slices.Clip(names), requestedEKUs(e.Value)...)
 			}
 		}
 	}

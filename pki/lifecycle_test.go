@@ -8,10 +8,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -91,7 +91,7 @@ func TestOpenSSLAcceptsCRLAndOCSP(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	at := fmt.Sprint(h.now().Unix())
+	at := strconv.FormatInt(h.now().Unix(), 10)
 	for _, test := range []struct {
 		c    pki.Certificate
 		want string
@@ -280,7 +280,7 @@ func TestRollOver(t *testing.T) {
 			}
 			f := files(t, der(oldRoot.Certificate), der(newRoot.Certificate), der(newRoot.Cross[0]), der(newRoot.Cross[1]),
 				der(oldSub.Certificate), der(newSub.Certificate), h.chain(t, before)[0], h.chain(t, after)[0])
-			at := fmt.Sprint(h.now().Unix())
+			at := strconv.FormatInt(h.now().Unix(), 10)
 			for _, test := range []struct {
 				name, root, link, sub, leaf string
 			}{
@@ -329,7 +329,7 @@ func TestOfflineRoot(t *testing.T) {
 		t.Fatalf("got a chain of %d, want it to end at the offline root", len(chain))
 	}
 	f := files(t, chain...)
-	if out, err := openssl(t, "verify", "-CAfile", f[2], "-untrusted", f[1], "-attime", fmt.Sprint(h.now().Unix()), f[0]); err != nil {
+	if out, err := openssl(t, "verify", "-CAfile", f[2], "-untrusted", f[1], "-attime", strconv.FormatInt(h.now().Unix(), 10), f[0]); err != nil {
 		t.Error(out)
 	}
 	if _, err := h.resolve(t, c); err != nil {
@@ -392,7 +392,7 @@ func outsideCA(t testing.TB, h *house, name string) (*x509.Certificate, crypto.S
 	return sign(t, h, pkix.Name{CommonName: name}, key.Public(), nil, key, true), key
 }
 
-func sign(t testing.TB, h *house, subject pkix.Name, public any, parent *x509.Certificate, key crypto.Signer, ca bool, change ...func(*x509.Certificate)) *x509.Certificate {
+func sign(t testing.TB, h *house, subject pkix.Name, public any, parent *x509.Certificate, key crypto.Signer, ca bool) *x509.Certificate {
 	t.Helper()
 	n, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
@@ -404,9 +404,6 @@ func sign(t testing.TB, h *house, subject pkix.Name, public any, parent *x509.Ce
 	}
 	if ca {
 		c.KeyUsage, c.ExtKeyUsage = x509.KeyUsageCertSign|x509.KeyUsageCRLSign, nil
-	}
-	for _, f := range change {
-		f(c)
 	}
 	if parent == nil {
 		parent = c

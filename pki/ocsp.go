@@ -253,7 +253,7 @@ func (s *Service) ocspStatus(ctx context.Context, a *authority, c certID) (statu
 		if issued {
 			tag = 0 // good
 		}
-		status = asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, FullBytes: []byte{0x80 | byte(tag), 0}} //nolint:gosec // G115: 0 or 2
+		status = asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, FullBytes: []byte{0x80 | byte(tag), 0}}
 		return nil
 	})
 	return status, err
@@ -302,7 +302,9 @@ func signOCSP(data *responseData, cert *x509.Certificate, key crypto.Signer) ([]
 		return nil, err
 	}
 	basic, err := asn1.Marshal(basicResponse{
-		asn1.RawValue{FullBytes: tbs}, name, asn1.BitString{Bytes: signature, BitLength: len(signature) * 8},
+		asn1.RawValue{FullBytes: tbs},
+		name,
+		asn1.BitString{Bytes: signature, BitLength: len(signature) * 8},
 		[]asn1.RawValue{{FullBytes: cert.Raw}},
 	})
 	if err != nil {

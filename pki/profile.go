@@ -340,7 +340,7 @@ func (c *CryptoEnforcement) allows(public any) error {
 	}
 	alg := string(AlgorithmOf(public))
 	family, bits, _ := strings.Cut(alg, "-")
-	size, _ := strconv.Atoi(strings.TrimPrefix(bits, "p")) //nolint:errcheck // 0 for Ed25519, which has no size
+	size, _ := strconv.Atoi(strings.TrimPrefix(bits, "p"))
 	ok := false
 	switch family {
 	case "rsa":

@@ -62,7 +62,6 @@ var (
 	oidKeyUsage          = asn1.ObjectIdentifier{2, 5, 29, 15}
 	oidSubjectAltName    = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidBasicConstraints  = asn1.ObjectIdentifier{2, 5, 29, 19}
-	oidCRLNumber         = asn1.ObjectIdentifier{2, 5, 29, 20}
 	oidIssuingPoint      = asn1.ObjectIdentifier{2, 5, 29, 28}
 	oidNameConstraints   = asn1.ObjectIdentifier{2, 5, 29, 30}
 	oidCRLPoints         = asn1.ObjectIdentifier{2, 5, 29, 31}
@@ -421,7 +420,7 @@ func (t *template) addSANs(list sans) {
 // signatureOf returns how a key of an algorithm signs.
 func signatureOf(alg Algorithm) (pkix.AlgorithmIdentifier, crypto.Hash, error) {
 	null := asn1.RawValue{FullBytes: []byte{5, 0}}
-	switch alg {
+	switch alg { //nolint:exhaustive // RSA of any size is below
 	case P256:
 		return pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}}, crypto.SHA256, nil
 	case P384:
