@@ -75,20 +75,20 @@ func (c *cloud) Refresh(_ context.Context, p coapgw.OCFProvider, token string) (
 	return t, nil
 }
 
-func (c *cloud) Verify(_ context.Context, token string) (map[string]any, error) {
+func (c *cloud) Verify(_ context.Context, token string) (coapgw.OCFClaims, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.down {
-		return nil, fault.New(fault.Unavailable, "the provider is not reachable")
+		return coapgw.OCFClaims{}, fault.New(fault.Unavailable, "the provider is not reachable")
 	}
 	claims, ok := c.tokens[token]
 	if !ok {
-		return nil, fault.New(fault.Unauthenticated, "not signed by anybody known")
+		return coapgw.OCFClaims{}, fault.New(fault.Unauthenticated, "not signed by anybody known")
 	}
-	return claims, nil
+	return coapgw.OCFClaims{All: claims, Org: "org1"}, nil
 }
 
-func (c *cloud) Trusted(_ context.Context, chain []*x509.Certificate) error {
+func (c *cloud) Trusted(_ context.Context, _ string, chain []*x509.Certificate) error {
 	_, err := chain[0].Verify(x509.VerifyOptions{Roots: c.roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	return err
 }
@@ -97,7 +97,7 @@ func (c *cloud) actor(id string) identity.Actor {
 	return identity.Actor{Kind: identity.Device, ID: "dev-" + id, Org: "org1", Name: id}
 }
 
-func (c *cloud) Register(_ context.Context, id, owner string, _ *identity.Actor) (identity.Actor, error) {
+func (c *cloud) Register(_ context.Context, _, id, owner string, _ *identity.Actor) (identity.Actor, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if had := c.owners[id]; had != "" && had != owner {
@@ -107,7 +107,7 @@ func (c *cloud) Register(_ context.Context, id, owner string, _ *identity.Actor)
 	return c.actor(id), nil
 }
 
-func (c *cloud) Registered(_ context.Context, id, owner string) (identity.Actor, error) {
+func (c *cloud) Registered(_ context.Context, _, id, owner string) (identity.Actor, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.owners[id] != owner {
@@ -116,7 +116,7 @@ func (c *cloud) Registered(_ context.Context, id, owner string) (identity.Actor,
 	return c.actor(id), nil
 }
 
-func (c *cloud) Unregister(_ context.Context, id, owner string) error {
+func (c *cloud) Unregister(_ context.Context, _, id, owner string) error {
 	c.mu.Lock()
 	had := c.owners[id]
 	delete(c.owners, id)

@@ -30,21 +30,27 @@ type OCFAccounts interface {
 	// Refresh trades a refresh token for new tokens.
 	Refresh(ctx context.Context, p OCFProvider, refreshToken string) (OCFTokens, error)
 	// Verify checks an access token (signature, issuer, audience, times,
-	// revocation) and returns its claims. Unavailable means that it could not be checked.
-	Verify(ctx context.Context, accessToken string) (map[string]any, error)
-	// Trusted verifies a chain up to a CA that may vouch for OCF devices, and
-	// that none of it is revoked.
-	Trusted(ctx context.Context, chain []*x509.Certificate) error
+	// revocation) and returns what it says. Unavailable means that it could not be checked.
+	Verify(ctx context.Context, accessToken string) (OCFClaims, error)
+	// Trusted verifies a chain up to a CA that may vouch for OCF devices of an
+	// organisation, and that none of it is revoked.
+	Trusted(ctx context.Context, org string, chain []*x509.Certificate) error
 	// Register enters a device as its owner's. who is the device the session
 	// is proven to be of already, nil if none is. Registering again what is the owner's is no error; what is
 	// another's is Unauthenticated.
-	Register(ctx context.Context, deviceID, owner string, who *identity.Actor) (identity.Actor, error)
+	Register(ctx context.Context, org, deviceID, owner string, who *identity.Actor) (identity.Actor, error)
 	// Registered returns the device of that id of an owner, a NotFound fault if
 	// there is none, Unauthenticated if it is suspended or ended.
-	Registered(ctx context.Context, deviceID, owner string) (identity.Actor, error)
+	Registered(ctx context.Context, org, deviceID, owner string) (identity.Actor, error)
 	// Unregister ends a device: its certificates are revoked with it. It is
 	// NotFound if it is not the owner's.
-	Unregister(ctx context.Context, deviceID, owner string) error
+	Unregister(ctx context.Context, org, deviceID, owner string) error
+}
+
+// OCFClaims is what a token says, and in which organisation it counts.
+type OCFClaims struct {
+	All map[string]any
+	Org string
 }
 
 // OCFTokens is what a provider gives out.
@@ -67,6 +73,7 @@ type ocfState struct {
 	exchanged OCFTokens
 	refresh   string // the latest that was refreshed, and to what
 	refreshed OCFTokens
+	org       string
 	device    string // as which the session is signed in; "" if it is not
 	owner     string
 	token     string
@@ -238,23 +245,23 @@ func (o *ocf) provider(name string) (OCFProvider, error) {
 }
 
 // verify checks an access token.
-func (o *ocf) verify(ctx context.Context, token string) (map[string]any, error) {
+func (o *ocf) verify(ctx context.Context, token string) (OCFClaims, error) {
 	claims, err := o.g.Accounts.Verify(ctx, token)
 	switch {
 	case fault.Is(err, fault.Unavailable):
-		return nil, err
+		return claims, err
 	case err != nil:
-		return nil, &coap.Error{Code: coap.Unauthorized, Message: "the access token is not valid", Err: err}
+		return claims, &coap.Error{Code: coap.Unauthorized, Message: "the access token is not valid", Err: err}
 	}
 	return claims, nil
 }
 
 // resolve says which device a request is about, by the claim of the token, the
 // certificate, or what the request states, whichever the configuration has decide.
-func (o *ocf) resolve(ctx context.Context, r *coap.Request, claims map[string]any, stated string) (string, error) {
+func (o *ocf) resolve(ctx context.Context, r *coap.Request, claims OCFClaims, stated string) (string, error) {
 	claim := ""
 	if o.c.DeviceIDClaim != "" {
-		v, there := claims[o.c.DeviceIDClaim]
+		v, there := claims.All[o.c.DeviceIDClaim]
 		text, isText := v.(string)
 		if there && !isText {
 			return "", unauthorized("the device id claim('%s') of the access token is not a text", o.c.DeviceIDClaim)
@@ -270,7 +277,7 @@ func (o *ocf) resolve(ctx context.Context, r *coap.Request, claims map[string]an
 		}
 		return stated, nil
 	}
-	certified, err := o.certified(ctx, r.Session.Chain())
+	certified, err := o.certified(ctx, claims.Org, r.Session.Chain())
 	switch {
 	case fault.Is(err, fault.Unavailable):
 		return "", err
@@ -287,7 +294,7 @@ var ocfIdentity = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 44924, 1, 6}
 
 // certified returns the device id in an OCF identity certificate, "" if it has
 // none.
-func (o *ocf) certified(ctx context.Context, chain []*x509.Certificate) (string, error) {
+func (o *ocf) certified(ctx context.Context, org string, chain []*x509.Certificate) (string, error) {
 	if len(chain) == 0 {
 		return "", nil
 	}
@@ -295,7 +302,7 @@ func (o *ocf) certified(ctx context.Context, chain []*x509.Certificate) (string,
 	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) || !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
 		return "", unauthorized("the certificate is not for clients and servers")
 	}
-	if err := o.g.Accounts.Trusted(ctx, chain); err != nil {
+	if err := o.g.Accounts.Trusted(ctx, org, chain); err != nil {
 		return "", err
 	}
 	return ocfDeviceID(leaf), nil
@@ -390,11 +397,11 @@ func (o *ocf) signUp(ctx context.Context, r *coap.Request, st *ocfState) (coap.R
 			return coap.Response{}, unavailable("the code was not accepted by the provider", err)
 		}
 	}
-	owner, device, err := o.examine(ctx, r, tokens, in)
+	org, owner, device, err := o.examine(ctx, r, tokens, in)
 	if err != nil {
 		return coap.Response{}, err
 	}
-	a, err := o.g.Accounts.Register(ctx, device, owner, own(r))
+	a, err := o.g.Accounts.Register(ctx, org, device, owner, own(r))
 	if err == nil {
 		err = same(r, a)
 	}
@@ -416,26 +423,26 @@ func unavailable(message string, err error) error {
 }
 
 // examine checks what a provider has given out, and says for whose device it is.
-func (o *ocf) examine(ctx context.Context, r *coap.Request, t OCFTokens, in account) (owner, device string, err error) {
+func (o *ocf) examine(ctx context.Context, r *coap.Request, t OCFTokens, in account) (org, owner, device string, err error) {
 	switch {
 	case t.Refresh == "":
-		return "", "", unauthorized("the provider gave no refresh token")
+		return "", "", "", unauthorized("the provider gave no refresh token")
 	case !t.Expiry.IsZero() && !o.g.Now().Before(t.Expiry):
-		return "", "", unauthorized("the access token has expired")
+		return "", "", "", unauthorized("the access token has expired")
 	}
 	claims, err := o.verify(ctx, t.Access)
 	if err != nil {
-		return "", "", err
+		return "", "", "", err
 	}
-	owner, ok := claims[o.c.OwnerClaim].(string)
+	owner, ok := claims.All[o.c.OwnerClaim].(string)
 	if !ok || owner == "" {
 		if in.RefreshToken == "" {
-			return "", "", unauthorized("cannot determine owner")
+			return "", "", "", unauthorized("cannot determine owner")
 		}
 		owner = in.User // of a refresh, where the device states it
 	}
 	device, err = o.resolve(ctx, r, claims, in.Device)
-	return owner, device, err
+	return claims.Org, owner, device, err
 }
 
 // session signs in or out.
@@ -464,12 +471,12 @@ type doing struct {
 func (d *doing) Unwrap() error { return d.error }
 
 // owned checks that a token is of the stated owner and for which device.
-func (o *ocf) owned(ctx context.Context, r *coap.Request, in account) (device string, claims map[string]any, err error) {
+func (o *ocf) owned(ctx context.Context, r *coap.Request, in account) (device string, claims OCFClaims, err error) {
 	if claims, err = o.verify(ctx, in.AccessToken); err != nil {
-		return "", nil, err
+		return "", claims, err
 	}
-	if owner, ok := claims[o.c.OwnerClaim].(string); !ok || owner != in.User {
-		return "", nil, unauthorized("owner identifier from the token '%v' doesn't match userID '%s' from the device", claims[o.c.OwnerClaim], in.User)
+	if owner, ok := claims.All[o.c.OwnerClaim].(string); !ok || owner != in.User {
+		return "", claims, unauthorized("owner identifier from the token '%v' doesn't match userID '%s' from the device", claims.All[o.c.OwnerClaim], in.User)
 	}
 	device, err = o.resolve(ctx, r, claims, in.Device)
 	return device, claims, err
@@ -491,14 +498,14 @@ func (o *ocf) signIn(ctx context.Context, r *coap.Request, st *ocfState, in acco
 	if err != nil {
 		return coap.Response{}, err
 	}
-	until := expiryOf(claims)
+	until := expiryOf(claims.All)
 	if !until.IsZero() {
 		if margin := 2 * o.c.OwnerCacheExpiration; until.Sub(o.g.Now()) < margin {
 			return coap.Response{}, unauthorized("access token will expire at %v in less time than %v", until.UTC().Format(time.RFC3339), margin)
 		}
 		until = until.Add(-2 * o.c.OwnerCacheExpiration)
 	}
-	a, err := o.registered(ctx, r, device, in.User)
+	a, err := o.registered(ctx, r, claims.Org, device, in.User)
 	if err != nil {
 		return coap.Response{}, err
 	}
@@ -506,7 +513,7 @@ func (o *ocf) signIn(ctx context.Context, r *coap.Request, st *ocfState, in acco
 	if err != nil {
 		return coap.Response{}, err
 	}
-	st.device, st.owner, st.token = device, in.User, in.AccessToken
+	st.org, st.device, st.owner, st.token = claims.Org, device, in.User, in.AccessToken
 	st.code, st.exchanged, st.refresh, st.refreshed = "", OCFTokens{}, "", OCFTokens{}
 	o.enter(r, st, a, until)
 	return response, nil
@@ -514,8 +521,8 @@ func (o *ocf) signIn(ctx context.Context, r *coap.Request, st *ocfState, in acco
 
 // registered returns the actor of a device that is registered to an owner and
 // is not another than the session's.
-func (o *ocf) registered(ctx context.Context, r *coap.Request, device, owner string) (identity.Actor, error) {
-	a, err := o.g.Accounts.Registered(ctx, device, owner)
+func (o *ocf) registered(ctx context.Context, r *coap.Request, org, device, owner string) (identity.Actor, error) {
+	a, err := o.g.Accounts.Registered(ctx, org, device, owner)
 	if fault.Is(err, fault.NotFound) {
 		return a, unauthorized("access to device('%s') denied", device)
 	}
@@ -540,12 +547,12 @@ func (o *ocf) enter(r *coap.Request, st *ocfState, a identity.Actor, until time.
 		a.Credential = identity.Credential{Kind: identity.DeviceToken, ID: id.New(o.g.Now())}
 	}
 	a.Credential.ExpiresAt = until
-	device, owner, token := st.device, st.owner, st.token
+	org, device, owner, token := st.org, st.device, st.owner, st.token
 	s.signInAs(&signIn{actor: a, until: until, check: func(ctx context.Context) error {
 		if _, err := o.verify(ctx, token); err != nil {
 			return fault.Wrap(fault.Unauthenticated, err, "the access token is good no more")
 		}
-		again, err := o.g.Accounts.Registered(ctx, device, owner)
+		again, err := o.g.Accounts.Registered(ctx, org, device, owner)
 		if err == nil && !again.Is(a) {
 			err = errors.New("another device")
 		}
@@ -606,11 +613,11 @@ func (o *ocf) tokenRefresh(ctx context.Context, r *coap.Request, st *ocfState) (
 			return coap.Response{}, err
 		}
 	}
-	owner, device, err := o.examine(ctx, r, tokens, in)
+	org, owner, device, err := o.examine(ctx, r, tokens, in)
 	if err != nil {
 		return coap.Response{}, err
 	}
-	a, err := o.g.Accounts.Registered(ctx, device, owner)
+	a, err := o.g.Accounts.Registered(ctx, org, device, owner)
 	if fault.Is(err, fault.NotFound) {
 		err = unauthorized("device is not registered")
 	}
@@ -676,11 +683,11 @@ func (o *ocf) signOff(ctx context.Context, r *coap.Request, st *ocfState) (coap.
 	case in.AccessToken == "":
 		return coap.Response{}, badRequest("invalid access token")
 	}
-	device, _, err := o.owned(ctx, r, in)
+	device, claims, err := o.owned(ctx, r, in)
 	if err != nil {
 		return coap.Response{}, err
 	}
-	a, err := o.registered(ctx, r, device, in.User)
+	a, err := o.registered(ctx, r, claims.Org, device, in.User)
 	if err != nil {
 		return coap.Response{}, err
 	}
@@ -689,7 +696,7 @@ func (o *ocf) signOff(ctx context.Context, r *coap.Request, st *ocfState) (coap.
 		s.leaving.Store(true)
 		defer s.leaving.Store(false)
 	}
-	err = o.g.Accounts.Unregister(ctx, device, in.User)
+	err = o.g.Accounts.Unregister(ctx, claims.Org, device, in.User)
 	if fault.Is(err, fault.NotFound) {
 		err = badRequest("cannot remove device %s from user", device)
 	}

@@ -1,0 +1,276 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"keystead/accounts"
+	"keystead/coapgw"
+	"keystead/devices"
+	"keystead/fault"
+	"keystead/identity"
+	"keystead/outbound"
+	"keystead/page"
+	"keystead/pki"
+	"keystead/seal"
+	"keystead/store"
+)
+
+// ocfAccounts is what the OCF cloud resources rest on: the OAuth grants of this
+// server, or those of an outside one, and the device records.
+type ocfAccounts struct {
+	s    *Server
+	http *outbound.Client // for outside providers
+
+	mu        sync.Mutex
+	endpoints map[string]string // the token endpoint of an authority
+}
+
+// ocfOwner is the metadata of a device that says whose it is in OCF's terms.
+const ocfOwner = "ocf_owner"
+
+// Exchange implements coapgw.OCFAccounts.
+func (o *ocfAccounts) Exchange(ctx context.Context, p coapgw.OCFProvider, code string) (coapgw.OCFTokens, error) {
+	if p.Authority == "" {
+		return o.tokens(o.s.Accounts.ExchangeDevice(ctx, code))
+	}
+	form := url.Values{"grant_type": {"authorization_code"}, "code": {code}}
+	if p.GrantType == coapgw.ClientCredentials {
+		form = url.Values{"grant_type": {"client_credentials"}}
+	}
+	if p.RedirectURL != "" {
+		form.Set("redirect_uri", p.RedirectURL)
+	}
+	return o.ask(ctx, p, form)
+}
+
+// Refresh implements coapgw.OCFAccounts.
+func (o *ocfAccounts) Refresh(ctx context.Context, p coapgw.OCFProvider, token string) (coapgw.OCFTokens, error) {
+	if p.Authority == "" {
+		if !accounts.OwnsRefresh(token) {
+			return coapgw.OCFTokens{}, fault.New(fault.Unauthenticated, "the refresh token is not of this server")
+		}
+		return o.tokens(o.s.Accounts.RefreshDevice(ctx, token))
+	}
+	return o.ask(ctx, p, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token}})
+}
+
+func (o *ocfAccounts) tokens(set accounts.TokenSet, err error) (coapgw.OCFTokens, error) {
+	if err != nil {
+		return coapgw.OCFTokens{}, err
+	}
+	return coapgw.OCFTokens{Access: set.Access, Refresh: string(set.Refresh), Expiry: o.s.Now().Add(set.ExpiresIn)}, nil
+}
+
+// ask makes a request to the token endpoint of an outside provider (RFC 6749, 4.1.3).
+func (o *ocfAccounts) ask(ctx context.Context, p coapgw.OCFProvider, form url.Values) (coapgw.OCFTokens, error) {
+	var t coapgw.OCFTokens
+	endpoint, err := o.endpoint(ctx, p.Authority)
+	if err != nil {
+		return t, err
+	}
+	secret, err := os.ReadFile(p.ClientSecretFile)
+	if err != nil {
+		return t, fault.Wrap(fault.Unavailable, err, "the secret of the provider cannot be read")
+	}
+	defer seal.Secret(secret).Wipe()
+	form.Set("client_id", p.ClientID)
+	form.Set("client_secret", strings.TrimSpace(string(secret)))
+	if len(p.Scopes) > 0 {
+		form.Set("scope", strings.Join(p.Scopes, " "))
+	}
+	if p.Audience != "" {
+		form.Set("audience", p.Audience)
+	}
+	header := map[string]string{"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+	answer, err := o.http.Do(ctx, outbound.Request{Method: http.MethodPost, URL: endpoint, Header: header, Body: []byte(form.Encode())})
+	if err != nil || !answer.OK() {
+		return t, fault.Wrap(fault.Unavailable, err, "the provider does not grant it")
+	}
+	var got struct {
+		Access    string `json:"access_token"`
+		Refresh   string `json:"refresh_token"`
+		ExpiresIn int64  `json:"expires_in"`
+	}
+	if err := json.Unmarshal(answer.Body, &got); err != nil || got.Access == "" {
+		return t, fault.Wrap(fault.Unavailable, err, "the provider's answer makes no sense")
+	}
+	t.Access, t.Refresh = got.Access, got.Refresh
+	if got.ExpiresIn > 0 {
+		t.Expiry = o.s.Now().Add(time.Duration(got.ExpiresIn) * time.Second)
+	}
+	return t, nil
+}
+
+// endpoint finds the token endpoint of an authority (OpenID Connect Discovery 1.0, 4).
+func (o *ocfAccounts) endpoint(ctx context.Context, authority string) (string, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if at := o.endpoints[authority]; at != "" {
+		return at, nil
+	}
+	answer, err := o.http.Do(ctx, outbound.Request{Method: http.MethodGet, URL: strings.TrimSuffix(authority, "/") + "/.well-known/openid-configuration"})
+	if err != nil || !answer.OK() {
+		return "", fault.Wrap(fault.Unavailable, err, "the provider is not reachable")
+	}
+	var doc struct {
+		Endpoint string `json:"token_endpoint"`
+	}
+	if err := json.Unmarshal(answer.Body, &doc); err != nil || doc.Endpoint == "" {
+		return "", fault.Wrap(fault.Unavailable, err, "the provider does not say where its tokens are")
+	}
+	if o.endpoints == nil {
+		o.endpoints = map[string]string{}
+	}
+	o.endpoints[authority] = doc.Endpoint
+	return doc.Endpoint, nil
+}
+
+// Verify implements coapgw.OCFAccounts.
+func (o *ocfAccounts) Verify(ctx context.Context, token string) (coapgw.OCFClaims, error) {
+	t, err := o.s.Accounts.VerifyDevice(ctx, token)
+	if err != nil {
+		return coapgw.OCFClaims{}, err
+	}
+	claims := map[string]any{"sub": t.User, "org": t.Org, "device_id": t.Device}
+	if !t.ExpiresAt.IsZero() {
+		claims["exp"] = t.ExpiresAt.Unix()
+	}
+	return coapgw.OCFClaims{All: claims, Org: t.Org}, nil
+}
+
+// Trusted implements coapgw.OCFAccounts.
+func (o *ocfAccounts) Trusted(ctx context.Context, org string, chain []*x509.Certificate) error {
+	ctx = o.as(ctx, org, "")
+	var ids []pki.CAID
+	for r := (page.Request{Limit: page.MaxLimit}); ; {
+		p, err := o.s.PKI.CAs(ctx, r)
+		if err != nil {
+			return err
+		}
+		for _, ca := range p.Items {
+			ids = append(ids, ca.ID)
+		}
+		if p.Next == "" {
+			break
+		}
+		r.After = p.Next
+	}
+	_, err := o.s.PKI.Validate(ctx, org, chain, pki.Validation{CAs: ids, AnyUsage: true})
+	return err
+}
+
+// as returns ctx for what is done in an organisation, for a user if one is named.
+func (o *ocfAccounts) as(ctx context.Context, org, user string) context.Context {
+	a := identity.Actor{Kind: identity.User, ID: user, Org: org, Role: identity.Editor}
+	if user == "" {
+		a.Kind = identity.System
+	}
+	return identity.NewContext(ctx, a)
+}
+
+// ocfCredential names what an OCF device proves itself with: the tokens of its owner's grant.
+func ocfCredential(deviceID string) devices.Credential {
+	return devices.Credential{Kind: identity.OAuthToken, ID: "ocf:" + deviceID}
+}
+
+// Register implements coapgw.OCFAccounts.
+func (o *ocfAccounts) Register(ctx context.Context, org, deviceID, owner string, who *identity.Actor) (a identity.Actor, err error) {
+	ctx = o.as(ctx, org, owner)
+	err = o.s.DB.Update(ctx, func(tx store.Tx) error {
+		d, err := o.s.Devices.FindIn(ctx, tx, org, deviceID)
+		switch {
+		case fault.Is(err, fault.NotFound) && who != nil && who.Org == org:
+			d, err = o.s.Devices.AddAliasIn(ctx, tx, who.ID, devices.Alias{Kind: devices.OCFUUID, Value: deviceID})
+		case fault.Is(err, fault.NotFound):
+			d, err = o.s.Devices.CreateIn(ctx, tx, devices.New{Org: org, Aliases: []devices.Alias{{Kind: devices.OCFUUID, Value: deviceID}}})
+		}
+		if err != nil {
+			return err
+		}
+		switch d.Metadata[ocfOwner] {
+		case owner:
+		case "":
+			metadata := map[string]string{ocfOwner: owner}
+			for k, v := range d.Metadata {
+				metadata[k] = v
+			}
+			if d, err = o.s.Devices.UpdateIn(ctx, tx, d.ID, devices.Edit{Metadata: &metadata}); err != nil {
+				return err
+			}
+		default:
+			return fault.New(fault.Unauthenticated, "the device is owned by another user")
+		}
+		c := ocfCredential(deviceID)
+		if had, ok := d.Credential(c.Kind, c.ID); !ok || had.State == devices.CredentialRevoked {
+			if d, err = o.s.Devices.Attach(ctx, tx, d.ID, c); err != nil {
+				return err
+			}
+		}
+		a, err = o.prove(tx, d.ID, deviceID)
+		return err
+	})
+	return a, err
+}
+
+func (o *ocfAccounts) prove(tx store.Tx, id, deviceID string) (identity.Actor, error) {
+	c := ocfCredential(deviceID)
+	d, proven, err := o.s.Devices.Prove(tx, id, c.Kind, c.ID)
+	if err != nil {
+		return identity.Actor{}, err
+	}
+	return d.Actor(proven), nil
+}
+
+// Registered implements coapgw.OCFAccounts.
+func (o *ocfAccounts) Registered(ctx context.Context, org, deviceID, owner string) (a identity.Actor, err error) {
+	err = o.s.DB.View(ctx, func(tx store.Tx) error {
+		d, err := o.s.Devices.FindIn(ctx, tx, org, deviceID)
+		if err != nil {
+			return err
+		}
+		if d.Metadata[ocfOwner] != owner {
+			return fault.New(fault.NotFound, "no such device")
+		}
+		a, err = o.prove(tx, d.ID, deviceID)
+		return err
+	})
+	return a, err
+}
+
+// Unregister implements coapgw.OCFAccounts: the device is ended, with every
+// credential it has.
+func (o *ocfAccounts) Unregister(ctx context.Context, org, deviceID, owner string) error {
+	a, err := o.Registered(ctx, org, deviceID, owner)
+	if err != nil {
+		return err
+	}
+	_, err = o.s.Devices.Decommission(o.as(ctx, org, owner), a.ID)
+	return err
+}
+
+// buildOCF gives the gateway what the OCF resources rest on, if they are on.
+func (s *Server) buildOCF() error {
+	if !s.Config.CoAP.OCF.Enabled {
+		return nil
+	}
+	client, err := s.outbound(nil)
+	if err != nil {
+		return err
+	}
+	for _, p := range s.Config.CoAP.OCF.Providers {
+		if p.Authority != "" {
+			return errors.New("coap.ocf.providers: " + p.Name + ": tokens of an outside authority cannot be verified here yet; leave authority out")
+		}
+	}
+	s.CoAP.Accounts = &ocfAccounts{s: s, http: client}
+	return nil
+}

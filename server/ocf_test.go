@@ -1,0 +1,136 @@
+package server_test
+
+import (
+	"context"
+	"crypto/tls"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"keystead/accounts"
+	"keystead/coap"
+	"keystead/coapgw"
+	"keystead/config"
+	"keystead/identity"
+)
+
+// TestAnOCFDeviceSignsUpWithACodeOfThisServer goes from the code a user gives a
+// device to the device's end, over CoAP and TLS.
+func TestAnOCFDeviceSignsUpWithACodeOfThisServer(t *testing.T) {
+	s := start(t, func(c *config.Config) {
+		c.HTTPS.Listen, c.HTTP.Listen, c.Ops.Listen, c.CoAP.UDP, c.CoAP.TCP = "", "", "", "", "127.0.0.1:0"
+		c.CoAP.OCF.Enabled, c.CoAP.OCF.ClientCertificateRequired = true, false
+		c.CoAP.OCF.DeviceIDClaim = "device_id"
+		c.CoAP.OCF.Providers = []coapgw.OCFProvider{{Name: "keystead"}}
+	})
+	if err := s.Listen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.CoAP.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+
+	var me struct{ User string }
+	s.call(t, s.admin, "GET", "/api/v1/whoami", nil, http.StatusOK, &me)
+	in := identity.NewContext(t.Context(), identity.Actor{
+		Kind: identity.User, ID: me.User, Org: s.org, Role: identity.Operator, Credential: identity.Credential{Kind: identity.Session},
+	})
+	const di, redirect = "b5a2a42e-b285-42f1-a36b-034c8fc8efd5", "https://app.example/back"
+	client, _, err := s.Server.Accounts.CreateClient(in, accounts.NewClient{Name: "app", Devices: true, Redirects: []string{redirect}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := s.Server.Accounts.Approve(in, accounts.Authorization{Client: client.ID, Redirect: redirect, Type: "code", Device: di})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, at := s.CoAP.Addrs()
+	dial := func() *tls.Conn {
+		conn, err := tls.Dial("tcp", at.String(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // G402: the server of the test itself
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	ask := func(conn *tls.Conn, method coap.Code, path string, body map[string]any, code coap.Code) (v map[string]any) {
+		t.Helper()
+		m := coap.Message{Code: method, Token: []byte{1}, Options: coap.Options{}.AddPath(path)}
+		if body != nil {
+			if m.Payload, err = cbor.Marshal(body); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := conn.Write(m.AppendStream(nil)); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		var buf []byte
+		for {
+			got, n, err := coap.ParseStream(buf, 1<<16)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n == 0 {
+				more := make([]byte, 4096)
+				k, err := conn.Read(more)
+				if err != nil {
+					t.Fatalf("%v %s: %v", method, path, err)
+				}
+				buf = append(buf, more[:k]...)
+				continue
+			}
+			if buf = buf[n:]; !got.Code.IsResponse() {
+				continue
+			}
+			if got.Code != code {
+				t.Fatalf("%v %s: %v %s, want %v", method, path, got.Code, got.Payload, code)
+			}
+			if code.Class() == 2 && len(got.Payload) > 0 {
+				if err := cbor.Unmarshal(got.Payload, &v); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return v
+		}
+	}
+	conn := dial()
+	up := ask(conn, coap.POST, "/oic/sec/account", map[string]any{"di": di, "accesstoken": string(code), "authprovider": "keystead"}, coap.Changed)
+	if up["uid"] != me.User || up["refreshtoken"] == "" {
+		t.Errorf("sign up: %v", up)
+	}
+	ask(conn, coap.POST, "/oic/sec/session", map[string]any{"di": di, "uid": up["uid"], "accesstoken": up["accesstoken"], "login": true}, coap.Changed)
+	who := ask(conn, coap.GET, "/whoami", nil, coap.Content)
+	var d struct {
+		ID      string
+		Aliases []struct{ Kind, Value string }
+	}
+	s.call(t, s.admin, "GET", "/api/v1/devices/"+di, nil, http.StatusOK, &d)
+	if who["device"] != d.ID || who["organisation"] != s.org {
+		t.Errorf("whoami: %v, want device %s", who, d.ID)
+	}
+	again := ask(conn, coap.POST, "/oic/sec/tokenrefresh", map[string]any{"di": di, "uid": up["uid"], "refreshtoken": up["refreshtoken"]}, coap.Changed)
+	if again["accesstoken"] == up["accesstoken"] || again["refreshtoken"] == up["refreshtoken"] {
+		t.Errorf("refresh: %v, want new tokens", again)
+	}
+	s.call(t, s.admin, "POST", "/api/v1/devices/"+di+"/suspend", nil, http.StatusOK, nil)
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		_, err = conn.Read(make([]byte, 100)) // a goodbye, and the end
+		_ = err
+	}
+	conn = dial()
+	ask(conn, coap.POST, "/oic/sec/session", map[string]any{"di": di, "uid": up["uid"], "accesstoken": again["accesstoken"], "login": true}, coap.Unauthorized)
+	s.call(t, s.admin, "POST", "/api/v1/devices/"+di+"/resume", nil, http.StatusOK, nil)
+	conn = dial()
+	ask(conn, coap.POST, "/oic/sec/session", map[string]any{"di": di, "uid": up["uid"], "accesstoken": again["accesstoken"], "login": true}, coap.Changed)
+	ask(conn, coap.DELETE, "/oic/sec/account", nil, coap.Deleted)
+	s.call(t, s.admin, "GET", "/api/v1/devices/"+d.ID, nil, http.StatusOK, &struct{}{})
+	var page struct{ Items []struct{ ID string } }
+	s.call(t, s.admin, "GET", "/api/v1/devices?state=decommissioned", nil, http.StatusOK, &page)
+	if len(page.Items) != 1 || page.Items[0].ID != d.ID {
+		t.Errorf("after the sign-off these are decommissioned: %v, want the device", page.Items)
+	}
+}
