@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -56,7 +57,9 @@ type fixture struct {
 	devices *devices.Service
 	clock   *clock
 	db      store.Engine
+	mu      sync.Mutex
 	events  []string
+	graves  []string // tokens of sets that are gone
 }
 
 const org = "acme"
@@ -91,7 +94,11 @@ func start(t testing.TB) *fixture {
 			return org, nil
 		},
 		Changed: func(_ context.Context, tx store.Tx, what authsets.What, d authsets.Device) error {
-			tx.OnCommit(func() { f.events = append(f.events, string(what)+" "+string(d.Status)) })
+			tx.OnCommit(func() {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				f.events = append(f.events, string(what)+" "+string(d.Status))
+			})
 			return nil
 		},
 	}
@@ -106,6 +113,23 @@ func admin(ctx context.Context, org string) context.Context {
 
 // key is a device's key pair.
 type key struct{ crypto.Signer }
+
+// pending yields the devices of the organisation that are.
+func (f *fixture) pending(ctx context.Context) iter.Seq2[authsets.Device, error] {
+	return func(yield func(authsets.Device, error) bool) {
+		for at := 0; ; at += 500 {
+			list, err := f.List(admin(ctx, org), authsets.Filter{Statuses: []authsets.Status{authsets.Pending}}, at, 500)
+			if err != nil || len(list) == 0 {
+				return
+			}
+			for _, d := range list {
+				if !yield(d, nil) {
+					return
+				}
+			}
+		}
+	}
+}
 
 func newKey(t testing.TB) key {
 	t.Helper()

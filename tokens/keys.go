@@ -185,8 +185,8 @@ func (s *Service) Sweep(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// reload puts the keys of the store in use. Tokens remembered as verified are
-// forgotten: the key that did may be gone.
+// reload puts the keys of the store in use. What was verified by the ring before is
+// verified again: the key that did may be gone.
 func (s *Service) reload(ctx context.Context) error {
 	r := &ring{byID: map[string]Key{}}
 	for k, err := range keys.All(ctx, s.DB, "", "") {
@@ -207,7 +207,6 @@ func (s *Service) reload(ctx context.Context) error {
 	}
 	sortKeys(r.list)
 	s.ring.Store(r)
-	s.verified.forget()
 	return nil
 }
 

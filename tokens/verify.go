@@ -21,13 +21,14 @@ import (
 // given kinds, and now is in its time. Anything else is Unauthenticated.
 func (s *Service) Verify(text string, kinds ...Kind) (Token, error) {
 	slot := sha256.Sum256([]byte(text))
-	t, ok := s.verified.get(slot)
+	ring := s.ring.Load()
+	t, ok := s.verified.get(slot, ring)
 	if !ok {
 		var err error
-		if t, err = s.check(text); err != nil {
+		if t, err = s.check(text, ring); err != nil {
 			return Token{}, errToken(err)
 		}
-		s.verified.put(slot, t)
+		s.verified.put(slot, ring, t)
 	}
 	now := s.Now()
 	switch {
@@ -79,9 +80,12 @@ type header struct {
 }
 
 // check does all that does not depend on the time of day.
-func (s *Service) check(text string) (Token, error) {
+func (s *Service) check(text string, ring *ring) (Token, error) {
 	if len(text) > maxToken {
 		return Token{}, errors.New("it is too long")
+	}
+	if strings.ContainsAny(text, "\r\n") {
+		return Token{}, errors.New("it has line ends, which base64 would pass over")
 	}
 	head, rest, _ := strings.Cut(text, ".")
 	body, _, ok := strings.Cut(rest, ".")
@@ -99,7 +103,7 @@ func (s *Service) check(text string) (Token, error) {
 	if !kidForm.MatchString(h.Kid) {
 		return Token{}, errors.New("its key has no proper name")
 	}
-	key, ok := s.ring.Load().byID[h.Kid]
+	key, ok := ring.byID[h.Kid]
 	if !ok || key.Alg != h.Alg {
 		return Token{}, errors.New("no such key, or not of this algorithm")
 	}
@@ -222,7 +226,7 @@ func once(b []byte) error {
 			continue
 		case string:
 			if in.names != nil && !in.value {
-				if in.names[t] {
+				if t = strings.ToLower(t); in.names[t] { // readers differ in what they take for the same
 					return fmt.Errorf("%q is there twice", t)
 				}
 				in.names[t], in.value = true, true
@@ -242,23 +246,24 @@ func once(b []byte) error {
 // at every use.
 type cache struct {
 	mu    sync.RWMutex
+	ring  *ring // that did the checks; those of another are void
 	known map[[sha256.Size]byte]Token
 }
 
 const maxVerified = 50_000
 
-func (c *cache) get(slot [sha256.Size]byte) (Token, bool) {
+func (c *cache) get(slot [sha256.Size]byte, by *ring) (Token, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	t, ok := c.known[slot]
-	return t, ok
+	return t, ok && c.ring == by
 }
 
-func (c *cache) put(slot [sha256.Size]byte, t Token) {
+func (c *cache) put(slot [sha256.Size]byte, by *ring, t Token) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.known == nil {
-		c.known = map[[sha256.Size]byte]Token{}
+	if c.ring != by {
+		c.ring, c.known = by, map[[sha256.Size]byte]Token{}
 	}
 	for old := range c.known { // any one; the order of a map is as good as another
 		if len(c.known) < maxVerified {
@@ -267,12 +272,6 @@ func (c *cache) put(slot [sha256.Size]byte, t Token) {
 		delete(c.known, old)
 	}
 	c.known[slot] = t
-}
-
-func (c *cache) forget() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.known = nil
 }
 
 func sortKeys(list []Key) {
