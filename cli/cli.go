@@ -43,6 +43,7 @@ var commands = []func(*app) *cobra.Command{
 	auditCommand,
 	webhookCommand,
 	backupCommand,
+	keysCommand,
 	restoreCommand,
 	doctorCommand,
 	versionCommand,

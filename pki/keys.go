@@ -90,6 +90,7 @@ func AlgorithmOf(public any) Algorithm {
 type Box interface {
 	Seal(place string, secret []byte) []byte
 	Open(place string, sealed []byte) (seal.Secret, error)
+	Reseal(place string, sealed []byte) ([]byte, bool, error)
 }
 
 // SealedKeys is the KeyStore that keeps keys sealed in the store itself.

@@ -59,6 +59,7 @@ func (s *Server) buildBackups(context.Context) error {
 	if last, err := s.backups(); err == nil && len(last) > 0 {
 		s.lastBackup.Store(last[len(last)-1].CreatedAt.Unix())
 	}
+	s.every("data keys", time.Hour, s.rotateWhenDue)
 	if every := s.Config.Backup.Every; every > 0 {
 		s.every("backup", min(every, time.Minute), func(ctx context.Context, now time.Time) error {
 			if now.Sub(time.Unix(s.lastBackup.Load(), 0)) < every {

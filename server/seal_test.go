@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"keystead/config"
+	"keystead/psk"
 	"keystead/server"
 )
 
@@ -101,5 +102,58 @@ func TestNoSecretInTheDataDirectory(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Error("the identity is in no file: this test looked in the wrong place")
+	}
+}
+
+// A new data key seals from then on; what the old ones sealed opens all the same,
+// and after a rewrap none of it is left under them.
+func TestDataKeysRotateWhileEverythingOpens(t *testing.T) {
+	data := t.TempDir()
+	s := start(t, in(data))
+	f := newFleet(t, s, "a", "b", "c")
+	secret := func(name string) string {
+		t.Helper()
+		k, err := s.PSK.Secret(t.Context(), psk.Identity(f.psk[name]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(k)
+	}
+	before := secret("a")
+	var keys struct {
+		Items []struct {
+			ID      int  `json:"id"`
+			Current bool `json:"current"`
+		} `json:"items"`
+	}
+	for range 2 {
+		s.call(t, s.admin, http.MethodPost, "/api/v1/data-keys/rotate", struct{}{}, http.StatusOK, &keys)
+	}
+	if len(keys.Items) != 3 || !keys.Items[2].Current || keys.Items[0].Current {
+		t.Fatalf("got %+v, want 3 keys, the last of them current", keys)
+	}
+	if got := secret("a"); got != before {
+		t.Error("what an old key sealed opens to something else")
+	}
+	var out struct {
+		Resealed map[string]int `json:"resealed"`
+	}
+	s.call(t, s.admin, http.MethodPost, "/api/v1/data-keys/rewrap", struct{}{}, http.StatusOK, &out)
+	if out.Resealed["psk"] != 3 || out.Resealed["server_secret"] < 4 || out.Resealed["ca_key"] < 2 || out.Resealed["signing_key"] < 1 {
+		t.Errorf("got %v, want every kind of secret", out.Resealed)
+	}
+	if got := secret("a"); got != before {
+		t.Error("what was sealed again opens to something else")
+	}
+	s.call(t, s.admin, http.MethodPost, "/api/v1/data-keys/rewrap", struct{}{}, http.StatusOK, &out)
+	for kind, n := range out.Resealed {
+		if n != 0 {
+			t.Errorf("%s: %d values were left under an old key", kind, n)
+		}
+	}
+	s.Close()
+	s = start(t, in(data)) // everything the server itself needs opens
+	if got := secret("a"); got != before {
+		t.Error("after a restart it opens to something else")
 	}
 }

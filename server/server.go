@@ -128,6 +128,7 @@ func (s *Server) routes() []route {
 		s.auditRoutes(),
 		s.backupRoutes(),
 		s.caRoutes(),
+		s.dataKeyRoutes(),
 		s.certificateRoutes(),
 		s.profileRoutes(),
 		s.dmsRoutes(),
