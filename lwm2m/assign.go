@@ -37,7 +37,8 @@ type Handed struct {
 	Kind    identity.CredentialKind `cbor:"kind" json:"kind"`
 	ID      string                  `cbor:"id" json:"id"`
 	State   devices.CredentialState `cbor:"state" json:"state"`
-	Session string                  `cbor:"session" json:"session"` // the bootstrap it was made in
+	Session string                  `cbor:"session" json:"session"`     // the bootstrap it was made in
+	Used    bool                    `cbor:"used,omitempty" json:"used"` // to register here
 }
 
 var assignments = store.NewTable("LwM2M assignment",

@@ -238,12 +238,19 @@ func (s *Service) activate(ctx context.Context, p *plan, confirmed bool) error {
 			return err
 		}
 		if !confirmed {
-			return nil
+			return s.thin(ctx, tx, a, h)
 		}
 		until := s.Now().UTC().Add(time.Duration(p.decision.Policy.GraceHours) * time.Hour)
 		for i := range a.Handed {
 			old := &a.Handed[i]
-			if old.Server != h.Server || old.ID == h.ID || old.State != devices.CredentialActive {
+			if old.Server != h.Server || old.ID == h.ID || old.State == devices.CredentialPending {
+				continue
+			}
+			if old.State == devices.CredentialRetiring { // the one before the one before
+				old.State = devices.CredentialRevoked
+				if err := s.Devices.Revoke(ctx, tx, a.Device, old.Kind, old.ID); err != nil {
+					return err
+				}
 				continue
 			}
 			old.State = devices.CredentialRetiring
@@ -253,6 +260,29 @@ func (s *Service) activate(ctx context.Context, p *plan, confirmed bool) error {
 		}
 		return nil
 	})
+}
+
+// maxUnused is how many credentials of packs a device may have that it has not
+// used: more packs than that were lost on the way, or not taken.
+const maxUnused = 4
+
+// thin ends the oldest credentials for h's server that were never used.
+func (s *Service) thin(ctx context.Context, tx store.Tx, a *Assignment, h *Handed) error {
+	unused := 0
+	for i := range slices.Backward(a.Handed) {
+		old := &a.Handed[i]
+		if old.Server != h.Server || old.Used || old.State != devices.CredentialActive {
+			continue
+		}
+		if unused++; unused <= maxUnused {
+			continue
+		}
+		old.State = devices.CredentialRevoked
+		if err := s.Devices.Revoke(ctx, tx, a.Device, old.Kind, old.ID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // move puts a credential in the state its hand-over is in. It ends when it did
@@ -325,7 +355,7 @@ func (s *Service) used(ctx context.Context, a identity.Actor) error {
 			return "", false
 		}
 		server = v.Handed[i].Server
-		return server, slices.ContainsFunc(v.Handed, func(h Handed) bool {
+		return server, !v.Handed[i].Used || slices.ContainsFunc(v.Handed, func(h Handed) bool {
 			return h.Server == server && h.ID != a.Credential.ID && h.State != devices.CredentialPending
 		})
 	}
@@ -352,7 +382,11 @@ func (s *Service) used(ctx context.Context, a identity.Actor) error {
 		v.Handed = slices.Clone(v.Handed)
 		for i := range v.Handed {
 			h := &v.Handed[i]
-			if h.Server != server || h.ID == a.Credential.ID || h.State == devices.CredentialPending {
+			if h.Server != server || h.State == devices.CredentialPending {
+				continue
+			}
+			if h.ID == a.Credential.ID {
+				h.Used = true
 				continue
 			}
 			h.State = devices.CredentialRevoked

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -552,6 +554,36 @@ func TestPackIsConfirmedByItsFirstUse(t *testing.T) {
 	}
 }
 
+func TestADeviceInALoopDoesNotGatherKeys(t *testing.T) {
+	b := newBench(t)
+	b.policy(t, "acme", lwm2m.Policy{Mode: lwm2m.ModePSK})
+	for n := range 12 {
+		if n%2 == 0 {
+			if _, err := b.request(t, newDevice(), coap.POST, "/bs", "pct=112"); err != nil {
+				t.Fatal(err)
+			}
+		} else if _, err := b.request(t, newDevice(), coap.GET, "/bspack", "accept=112"); err != nil {
+			t.Fatal(err)
+		}
+		b.ended(t, n+1)
+	}
+	for range 8 {
+		if _, err := b.request(t, newDevice(), coap.GET, "/bspack", "accept=112"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good := 0
+	for _, state := range b.states(t) {
+		if state != devices.CredentialRevoked {
+			good++
+		}
+	}
+	if good < 2 || good > 8 {
+		t.Errorf("after 20 bootstraps %d keys are good, want a few: %v", good, b.states(t))
+	}
+	b.as(t, "PwjWTw_TyUaVEEGHgtnzJA.20")
+}
+
 func TestAPushThatFailsStopsTheBootstrap(t *testing.T) {
 	b := newBench(t)
 	if err := b.DeleteServer(admin(t, "acme"), "dm", false); err != nil {
@@ -687,4 +719,76 @@ func FuzzParseQuery(f *testing.F) {
 			t.Errorf("an endpoint name of %d bytes", len(q.Endpoint))
 		}
 	})
+}
+
+// BenchmarkBootstrap runs bootstraps of 64 devices at a time, without the
+// transport: what the service itself takes, records and new keys included.
+func BenchmarkBootstrap(b *testing.B) {
+	for _, mode := range []lwm2m.Mode{lwm2m.ModeReuse, lwm2m.ModePSK} {
+		b.Run(string(mode), func(b *testing.B) {
+			f := newService(b)
+			f.server(b, "dm", 101, 1)
+			f.policy(b, "acme", lwm2m.Policy{Mode: mode})
+			ctx, cancel := context.WithCancel(context.WithoutCancel(b.Context()))
+			done := make(chan error, 1)
+			go func() { done <- f.Run(ctx) }()
+			const clients = 64
+			var actors [clients]identity.Actor
+			for i := range actors {
+				k, _, err := f.PSK.Create(user(b, "acme"), psk.New{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if actors[i], err = f.PSK.Resolve(b.Context(), identity.Proof{PSK: string(k.Identity)}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			var handle coap.Handler
+			for _, r := range f.Routes() {
+				if r.Method == coap.POST && r.Path == "/bs" {
+					handle = r.Handle
+				}
+			}
+			var next atomic.Int64
+			var wait sync.WaitGroup
+			started := processorTime(b)
+			b.ResetTimer()
+			for _, actor := range actors {
+				wait.Go(func() {
+					for next.Add(1) <= int64(b.N) {
+						d := newDevice()
+						finished := make(chan struct{})
+						d.answer = func(c coap.Call) (coap.Reply, error, bool) {
+							if c.Path == "/bs" {
+								close(finished)
+							}
+							return coap.Reply{}, nil, false
+						}
+						r := &coap.Request{Session: d, Actor: actor, Method: coap.POST, Path: "/bs", Options: coap.Options{}.Add(coap.URIQuery, []byte("pct=112"))}
+						resp, err := handle(identity.NewContext(ctx, actor), r)
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						resp.Sent()
+						<-finished
+					}
+				})
+			}
+			wait.Wait()
+			b.StopTimer()
+			b.ReportMetric(float64(b.N)/(processorTime(b)-started).Seconds(), "bootstraps/cpu-s")
+			cancel()
+			<-done
+		})
+	}
+}
+
+// processorTime is what the process has used of the processors.
+func processorTime(b *testing.B) time.Duration {
+	var use syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
