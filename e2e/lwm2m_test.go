@@ -138,6 +138,7 @@ func (c *lwm2mClient) answer(m *coap.Message) coap.Message {
 		return coap.Message{Code: coap.Deleted}
 	case coap.PUT:
 		return c.put(m, path)
+	default:
 	}
 	c.asked = append(c.asked, what)
 	c.finished = true
@@ -289,15 +290,6 @@ func (s *server) lastBootstrap(n int) (v struct {
 		return true
 	})
 	return v
-}
-
-func (s *server) pskBytes(k key) string {
-	s.t.Helper()
-	b, err := hex.DecodeString(k.Secret)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return string(b)
 }
 
 func TestLwM2MBootstrapThenRegister(t *testing.T) {

@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// LwM2MCBOR writes instances as nested maps, object to instance to resource, the
+// nestedCBOR writes instances as nested maps, object to instance to resource, the
 // ids ascending (LwM2M 1.2, 7.4.7).
-func LwM2MCBOR(list []Instance) []byte {
+func nestedCBOR(list []Instance) []byte {
 	list = slices.Clone(list)
 	slices.SortStableFunc(list, func(a, b Instance) int {
 		if a.Object != b.Object {
@@ -46,9 +46,9 @@ func LwM2MCBOR(list []Instance) []byte {
 	return b
 }
 
-// ParseLwM2MCBOR reads nested maps. A key may be one id, or an array of several
+// ParseCBOR reads LwM2M CBOR, nested maps. A key may be one id, or an array of several
 // levels at once.
-func ParseLwM2MCBOR(b []byte) ([]Instance, error) {
+func ParseCBOR(b []byte) ([]Instance, error) {
 	item, err := parseCBOR(b)
 	if err != nil {
 		return nil, err

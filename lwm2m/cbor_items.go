@@ -34,7 +34,7 @@ func cborHead(b []byte, major byte, n uint64) []byte {
 
 func cborInt(b []byte, v int64) []byte {
 	if v < 0 {
-		return cborHead(b, cborNegative, uint64(-1-v)) //nolint:gosec // G115: not negative
+		return cborHead(b, cborNegative, uint64(-1-v))
 	}
 	return cborHead(b, cborUnsigned, uint64(v))
 }
@@ -96,11 +96,11 @@ func cborItem(b []byte, depth int) (item any, rest []byte, err error) {
 	switch major {
 	case cborUnsigned:
 		if n <= math.MaxInt64 {
-			return int64(n), b, nil //nolint:gosec // G115: checked above
+			return int64(n), b, nil
 		}
 	case cborNegative:
 		if n <= math.MaxInt64 {
-			return -1 - int64(n), b, nil //nolint:gosec // G115: checked above
+			return -1 - int64(n), b, nil
 		}
 	case cborBytes, cborString:
 		if n > uint64(len(b)) {

@@ -146,7 +146,7 @@ func TestMultipleResourcesAndLinks(t *testing.T) {
 		}
 	}
 	withArrayKeys := unhex(t, "a1 82 01 00 a2 00 1865 07 6155")
-	if back, err := lwm2m.ParseLwM2MCBOR(withArrayKeys); err != nil || back[0].Object != 1 || back[0].Resource(0) != int64(101) {
+	if back, err := lwm2m.ParseCBOR(withArrayKeys); err != nil || back[0].Object != 1 || back[0].Resource(0) != int64(101) {
 		t.Errorf("with an array as key: %+v, %v", back, err)
 	}
 }

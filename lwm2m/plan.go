@@ -452,7 +452,7 @@ func (a *planned) security(newer bool) []Resource {
 	if len(a.server.CipherSuites) > 0 {
 		suites := Resource{ID: 16}
 		for i, suite := range a.server.CipherSuites {
-			suites.Values = append(suites.Values, Element{uint16(i), int64(suite)}) //nolint:gosec // G115: a handful
+			suites.Values = append(suites.Values, Element{uint16(i), int64(suite)})
 		}
 		r = append(r, suites)
 	}
@@ -522,11 +522,12 @@ func knownFormat(f coap.Format) bool {
 	switch f {
 	case coap.LwM2MTLV, FormatOldTLV, coap.SenMLJSON, coap.SenMLCBOR, coap.LwM2MCBOR:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
-// isURI reports whether two server URIs name the same host and port.
+// sameURI reports whether two server URIs name the same host and port.
 func sameURI(a, b string) bool {
 	return strings.TrimSuffix(strings.ToLower(a), "/") == strings.TrimSuffix(strings.ToLower(b), "/")
 }

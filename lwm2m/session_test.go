@@ -105,9 +105,10 @@ func (d *device) Do(ctx context.Context, c coap.Call) (coap.Reply, error) {
 	case coap.PUT:
 		list, err := lwm2m.Decode(c.Format, c.Path, slices.Clone(c.Body)) // the body is wiped once it was sent
 		if err != nil || len(list) != 1 {
-			return coap.Reply{Code: coap.BadRequest}, nil //nolint:nilerr // what the device makes of it
+			return coap.Reply{Code: coap.BadRequest}, nil
 		}
 		d.instances[c.Path] = list[0]
+	default:
 	}
 	return coap.Reply{Code: coap.Changed}, nil
 }

@@ -62,15 +62,15 @@ func appendEntry(b []byte, kind byte, id uint16, value []byte) []byte {
 	if id > 0xff {
 		b = append(b, byte(id>>8))
 	}
-	b = append(b, byte(id))
+	b = append(b, byte(id)) //nolint:gosec // G115: the lower half
 	switch {
 	case n < 8:
 	case n < 1<<8:
 		b = append(b, byte(n))
 	case n < 1<<16:
-		b = append(b, byte(n>>8), byte(n))
+		b = append(b, byte(n>>8), byte(n)) //nolint:gosec // G115: below 1<<16
 	default:
-		b = append(b, byte(n>>16), byte(n>>8), byte(n))
+		b = append(b, byte(n>>16), byte(n>>8), byte(n)) //nolint:gosec // G115: three bytes of it
 	}
 	return append(b, value...)
 }
@@ -91,7 +91,7 @@ func tlvValue(v Value) []byte {
 	case []byte:
 		return v
 	case Link:
-		return []byte{byte(v.Object >> 8), byte(v.Object), byte(v.Instance >> 8), byte(v.Instance)}
+		return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, v.Object), v.Instance)
 	}
 	return nil
 }

@@ -169,7 +169,7 @@ func Encode(f coap.Format, i Instance) ([]byte, error) {
 	case coap.SenMLCBOR:
 		return senMLCBOR(senMLRecords(i.Path()+"/", []Instance{i})), nil
 	case coap.LwM2MCBOR:
-		return LwM2MCBOR([]Instance{i}), nil
+		return nestedCBOR([]Instance{i}), nil
 	default:
 		return nil, fmt.Errorf("lwm2m: no encoding for content format %d", f)
 	}
@@ -183,7 +183,7 @@ func EncodePack(f coap.Format, list []Instance) ([]byte, error) {
 	case coap.SenMLCBOR:
 		return senMLCBOR(senMLRecords("", list)), nil
 	case coap.LwM2MCBOR:
-		return LwM2MCBOR(list), nil
+		return nestedCBOR(list), nil
 	default:
 		return nil, fmt.Errorf("lwm2m: no pack in content format %d", f)
 	}
@@ -203,7 +203,7 @@ func Decode(f coap.Format, path string, b []byte) ([]Instance, error) {
 	case coap.SenMLCBOR:
 		return ParseSenMLCBOR(b)
 	case coap.LwM2MCBOR:
-		return ParseLwM2MCBOR(b)
+		return ParseCBOR(b)
 	default:
 		return nil, fmt.Errorf("lwm2m: no decoder for content format %d", f)
 	}

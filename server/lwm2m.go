@@ -539,7 +539,7 @@ func (s *Server) tailLwM2MSessions(c echo.Context) error {
 			return nil
 		case <-beat.C:
 			if _, err := fmt.Fprint(w, ":\n\n"); err != nil {
-				return nil //nolint:nilerr // the one who watched has gone
+				return nil // the one who watched has gone
 			}
 		case e, open := <-events:
 			if !open {
@@ -551,7 +551,7 @@ func (s *Server) tailLwM2MSessions(c echo.Context) error {
 				return err
 			}
 			if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", e.What, body); err != nil {
-				return nil //nolint:nilerr // as above
+				return nil // as above
 			}
 		}
 	}
