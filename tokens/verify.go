@@ -163,11 +163,8 @@ func token(k Kind, claims jwt.MapClaims) (Token, error) {
 // strict decodes a part of a token into v: base64url without padding of one JSON
 // object that names nothing twice, at any depth, and whose times are integers.
 func strict(part string, v any) error {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(part)
+	b, err := object(part)
 	if err != nil {
-		return err
-	}
-	if err := once(b); err != nil {
 		return err
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
@@ -183,6 +180,24 @@ func strict(part string, v any) error {
 		}
 	}
 	return nil
+}
+
+// loose is strict for tokens of others, who may say more, and give times in
+// fractions.
+func loose(part string, v any) error {
+	b, err := object(part)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}
+
+func object(part string) ([]byte, error) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(part)
+	if err != nil {
+		return nil, err
+	}
+	return b, once(b)
 }
 
 // maxDepth is how deep the claims of a token may be nested.
