@@ -46,6 +46,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildDevices,
 		s.buildEvents,
 		s.buildTokens,
+		s.buildIssuers,
 		s.buildMessages,
 		s.buildAccounts,
 		s.buildAccessKeys,
@@ -72,6 +73,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.AccessKeys,
 		s.AuthSets,
 		s.Accounts,
+		s.Issuers.Method(s.Devices),
 	}
 	if err := s.firstStart(ctx); err != nil {
 		return nil, err

@@ -59,6 +59,7 @@ type Server struct {
 	Things     *thingkeys.Service
 	Events     *events.Service
 	Tokens     *tokens.Service
+	Issuers    *tokens.Issuers
 	Messages   *messages.Service
 	AuthSets   *authsets.Service
 	Resolver   identity.Resolver // the methods of every credential, the same on every listener
@@ -114,6 +115,7 @@ func (s *Server) routes() []route {
 		s.lwm2mRoutes(),
 		s.pskRoutes(),
 		s.tokenRoutes(),
+		s.issuerRoutes(),
 		s.messageRoutes(),
 		s.authRequestRoutes(),
 		s.devauthRoutes(),
