@@ -1,5 +1,10 @@
 package identity
 
+import (
+	"maps"
+	"slices"
+)
+
 // Need is what a route asks of its caller: one of the permissions below, or one
 // of the words that stand for no permission at all.
 type Need string
@@ -86,14 +91,9 @@ var granted = map[Need]Role{
 	Platform:          Operator,
 }
 
-// Permissions returns every permission, for scopes and documentation.
-func Permissions() []Need {
-	all := make([]Need, 0, len(granted))
-	for need := range granted {
-		all = append(all, need)
-	}
-	return all
-}
+// Permissions returns every permission, in the order of their names, for scopes
+// and documentation.
+func Permissions() []Need { return slices.Sorted(maps.Keys(granted)) }
 
 // allows reports whether r holds the permission need.
 func (r Role) allows(need Need) bool {
