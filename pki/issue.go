@@ -113,7 +113,7 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 	if err := p.extensions(s.PublicHTTP); err != nil {
 		return err
 	}
-	if err := s.notACA(ctx, t.public); err != nil {
+	if err := s.notACA(ctx, t.keyID); err != nil {
 		return err
 	}
 	if err := t.build(); err != nil {
@@ -131,9 +131,9 @@ func firstFault(err error) error {
 }
 
 // notACA refuses the key of one of our CAs: a leaf with it could be taken for one.
-func (s *Service) notACA(ctx context.Context, public any) error {
+func (s *Service) notACA(ctx context.Context, key []byte) error {
 	return s.DB.View(ctx, func(tx store.Tx) error {
-		same, err := s.byKeyID(tx, hexOf(keyID(public)))
+		same, err := s.byKeyID(tx, hexOf(key))
 		if err == nil && len(same) > 0 {
 			return fault.New(fault.Invalid, "this is the key of a CA; make one for the device")
 		}

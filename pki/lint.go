@@ -5,7 +5,7 @@ import (
 	"sync"
 
 	zx509 "github.com/zmap/zcrypto/x509"
-	"github.com/zmap/zlint/v3"
+	_ "github.com/zmap/zlint/v3" // registers its lints
 	"github.com/zmap/zlint/v3/lint"
 
 	"keystead/fault"
@@ -16,12 +16,16 @@ var lintExceptions = map[string]string{
 	"w_rsa_mod_factors_smaller_than_752": "GoodKey looks for small factors in keys of devices",
 }
 
-// registry is the set of lints for a private PKI: those of the RFCs. The others are
-// of the web's PKI and do not apply to devices.
-var registry = sync.OnceValues(func() (lint.Registry, error) {
-	return lint.GlobalRegistry().Filter(lint.FilterOptions{
+// lints are those for a private PKI: the ones of the RFCs. The others are of the web's
+// PKI and do not apply to devices.
+var lints = sync.OnceValues(func() ([]*lint.CertificateLint, error) {
+	rules, err := lint.GlobalRegistry().Filter(lint.FilterOptions{
 		IncludeSources: lint.SourceList{lint.RFC5280, lint.RFC5480, lint.RFC5891, lint.RFC8813, lint.RFC3279},
 	})
+	if err != nil {
+		return nil, err
+	}
+	return rules.CertificateLints().Lints(), nil
 })
 
 // lint refuses what the RFCs' lints find fault with. The signature is not there
@@ -44,7 +48,7 @@ func (t *template) lint() error {
 // Lint returns the names of the lints, errors and warnings, that find fault with
 // a certificate, without those that are excepted.
 func Lint(der []byte) ([]string, error) {
-	rules, err := registry()
+	rules, err := lints()
 	if err != nil {
 		return nil, err
 	}
@@ -53,16 +57,12 @@ func Lint(der []byte) ([]string, error) {
 		return nil, fault.Wrap(fault.Invalid, err, "the certificate asked for is not well-formed")
 	}
 	var findings []string
-	results := zlint.LintCertificateEx(cert, rules)
-	if !results.ErrorsPresent && !results.WarningsPresent && !results.FatalsPresent {
-		return nil, nil
-	}
-	for name, result := range results.Results {
-		if result.Status < lint.Warn {
-			continue
-		}
-		if _, excepted := lintExceptions[name]; !excepted {
-			findings = append(findings, name)
+	config := lint.NewEmptyConfig()
+	for _, rule := range rules {
+		if result := rule.Execute(cert, config); result.Status >= lint.Warn {
+			if _, excepted := lintExceptions[rule.Name]; !excepted {
+				findings = append(findings, rule.Name)
+			}
 		}
 	}
 	return findings, nil

@@ -33,6 +33,7 @@ type template struct {
 	notBefore      time.Time
 	notAfter       time.Time
 	public         any
+	keyID          []byte    // of public
 	algorithm      Algorithm // of the issuer's key
 	authorityKeyID []byte
 	extensions     []pkix.Extension
@@ -177,8 +178,8 @@ func (t *template) add(oid asn1.ObjectIdentifier, critical bool, value any) {
 }
 
 func (t *template) addKeyIDs() {
-	t.add(oidSubjectKeyID, false, keyID(t.public))
-	t.extensions[len(t.extensions)-1].Value = mustMarshal(keyID(t.public))
+	t.keyID = keyID(t.public)
+	t.add(oidSubjectKeyID, false, mustMarshal(t.keyID))
 	t.add(oidAuthorityKeyID, false, struct {
 		ID []byte `asn1:"tag:0"`
 	}{t.authorityKeyID})
