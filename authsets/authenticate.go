@@ -50,6 +50,34 @@ func (s *Service) Authenticate(ctx context.Context, r Request) (string, error) {
 	return text, nil
 }
 
+// IssueFor gives out a token of a device of the actor's organisation, whose set is accepted,
+// to who asks in its place, and records it. It is a Conflict for a device that is not let in.
+func (s *Service) IssueFor(ctx context.Context, deviceID string) (string, error) {
+	var t Token
+	err := s.DB.Update(ctx, func(tx store.Tx) error {
+		d, err := s.own(ctx, tx, deviceID)
+		if err != nil {
+			return err
+		}
+		i := d.accepted()
+		if i < 0 {
+			return fault.New(fault.Conflict, "the device has no accepted authorization set")
+		}
+		t, err = s.token(tx, d, i)
+		if fault.Is(err, fault.Unauthenticated) {
+			return fault.New(fault.Conflict, "the device is suspended")
+		}
+		if err != nil {
+			return err
+		}
+		return s.note(ctx, tx, d, "auth_set.issue_token", t.ID)
+	})
+	if err != nil {
+		return "", err
+	}
+	return s.Issue(t)
+}
+
 // known answers for sets that nothing has to be written for: those that are accepted,
 // were rejected, or wait. It is not decided for the others.
 func (s *Service) known(ctx context.Context, org string, r Request, c claim, v *voucher) (t Token, decided bool, err error) {

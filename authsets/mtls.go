@@ -118,6 +118,26 @@ func (s *Service) vouched(ctx context.Context, org string, r Request, c claim) (
 	return found, err
 }
 
+// Registered reports whether a client's chain leads to a CA that any organisation has registered,
+// and the certificate is not denied. It proves no device; its key may.
+func (s *Service) Registered(ctx context.Context, chain []*x509.Certificate) (bool, error) {
+	for ca, err := range clientCAs.All(ctx, s.DB, "", "") {
+		if err != nil {
+			return false, err
+		}
+		if !ca.issued(chain, s.Now()) {
+			continue
+		}
+		denied := false
+		err := s.DB.View(ctx, func(tx store.Tx) (err error) {
+			denied, err = denials.Has(tx, ca.ID+"/"+hex.EncodeToString(chain[0].SerialNumber.Bytes()))
+			return err
+		})
+		return !denied, err
+	}
+	return false, nil
+}
+
 // issued reports whether chain leads to the CA, as a client's.
 func (c *ClientCA) issued(chain []*x509.Certificate, now time.Time) bool {
 	root, err := x509.ParseCertificate(c.Cert)

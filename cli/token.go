@@ -12,7 +12,24 @@ import (
 
 func tokenCommand(a *app) *cobra.Command {
 	return group("token", "Look after the tokens of devices, and the keys that sign them",
-		tokenRevoke(a), tokenKeys(a), tokenRotate(a))
+		tokenIssue(a), tokenRevoke(a), tokenKeys(a), tokenRotate(a))
+}
+
+func tokenIssue(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "issue DEVICE",
+		Short:             "Print a token of a device with an accepted auth set; the audit trail says who asked",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeDevices(),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			token, err := c.IssueToken(cmd.Context(), args[0])
+			if err != nil {
+				return noDevice(err)
+			}
+			_, err = fmt.Fprintln(a.stdout, token)
+			return err
+		}),
+	}
 }
 
 func tokenRevoke(a *app) *cobra.Command {

@@ -118,6 +118,14 @@ func (c *Client) RevokeToken(ctx context.Context, jti string) error {
 	return err
 }
 
+// IssueToken returns a token of a device with an accepted auth set.
+func (c *Client) IssueToken(ctx context.Context, device string) (string, error) {
+	t, err := Do[struct {
+		Token string `json:"token"`
+	}](ctx, c, http.MethodPost, Path("api", "v1", "devices", device, "token"), nil, nil)
+	return t.Token, err
+}
+
 // ImportResult is what came of one line of an import.
 type ImportResult struct {
 	Line   int    `json:"line"`

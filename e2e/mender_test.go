@@ -421,6 +421,13 @@ func TestMenderMTLS(t *testing.T) {
 	if rec := one.record(); rec.Status != "accepted" || !strings.HasPrefix(rec.AuthSets[0].AcceptedBy, "mtls/") {
 		t.Errorf("got %+v, want it accepted by its certificate", rec)
 	}
+	// The certificate does not stand in the way of the token.
+	token := strings.TrimSpace(s.cli("token", "issue", one.record().ID))
+	s.secret(token)
+	out, code := s.curl("--cert", s.path("device-16.pem"), "--key", s.path("device-16.key"), "-H", "Authorization: Bearer "+token, s.url("/api/v1/whoami"))
+	if code != 200 || s.whoami(out).Device != one.record().ID {
+		t.Errorf("certificate and token together: got %d %s", code, out)
+	}
 	device(17, "m2", "SN-somebody-else").bootstrap(false)
 	denied := device(18, "m3", "SN-m3")
 	for registered, err := range s.admin().MTLSCAs(t.Context()) {

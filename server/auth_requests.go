@@ -88,6 +88,23 @@ func (s *Server) emitAuthSet(ctx context.Context, tx store.Tx, what authsets.Wha
 	return s.Events.Emit(ctx, tx, events.Event{Org: d.Org, Type: string(what), Subj: d.ID, Data: b})
 }
 
+// certificate is the method of client certificates. Those of CAs that are registered to speak for
+// auth sets prove no device by themselves, and do not stand in the way of its token.
+func (s *Server) certificate(ctx context.Context, p identity.Proof) (identity.Actor, error) {
+	a, err := s.PKI.Resolve(ctx, p)
+	if !fault.Is(err, fault.Unauthenticated) || s.PKI.NotRevoked(ctx, p.Chain[0]) != nil {
+		return a, err
+	}
+	registered, look := s.AuthSets.Registered(ctx, p.Chain)
+	switch {
+	case look != nil:
+		return a, look
+	case registered:
+		return a, identity.ErrNotMine
+	}
+	return a, err
+}
+
 // certRevoked says whether a client certificate that was issued here is revoked.
 func (s *Server) certRevoked(ctx context.Context, leaf *x509.Certificate) (bool, error) {
 	err := s.PKI.NotRevoked(ctx, leaf)

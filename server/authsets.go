@@ -25,6 +25,7 @@ func (s *Server) authSetRoutes() []route {
 	return []route{
 		{method: http.MethodPost, path: "/api/v1/authsets/import", need: identity.CredentialsWrite, handle: s.importAuthSets, body: maxImport, stream: true},
 		{method: http.MethodPost, path: "/api/v1/authsets/bulk", need: identity.CredentialsWrite, handle: s.bulkAuthSets},
+		{method: http.MethodPost, path: "/api/v1/devices/:id/token", need: identity.TokensAdmin, handle: s.issueToken},
 		{method: http.MethodGet, path: "/api/v1/accept-rules", need: identity.CredentialsRead, handle: s.listAcceptRules},
 		{method: http.MethodPost, path: "/api/v1/accept-rules", need: identity.OrgAdmin, handle: s.createAcceptRule},
 		{method: http.MethodDelete, path: "/api/v1/accept-rules/:id", need: identity.OrgAdmin, handle: s.deleteAcceptRule},
@@ -116,6 +117,22 @@ func (s *Server) bulkAuthSets(c echo.Context) error {
 		return err
 	}
 	return c.JSON(http.StatusOK, bulkResult{r.Looked, orEmpty(r.Changed), orEmptyMap(r.Skipped), r.Next})
+}
+
+// issueToken gives out a token of a device to who may; the trail says who did.
+func (s *Server) issueToken(c echo.Context) error {
+	deviceID, err := s.deviceID(c)
+	if err != nil {
+		return err
+	}
+	token, err := s.AuthSets.IssueFor(c.Request().Context(), deviceID)
+	if err != nil {
+		return err
+	}
+	c.Response().Header().Set("Cache-Control", "no-store")
+	return c.JSON(http.StatusCreated, struct {
+		Token string `json:"token"`
+	}{token})
 }
 
 type acceptRuleView struct {

@@ -67,7 +67,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	// The first method that knows a credential names it: what the session
 	// proved comes before what a request says.
 	s.Resolver = identity.Resolver{
-		s.PKI,
+		identity.MethodFunc(s.certificate),
 		s.PSK,
 		s.Things,
 		s.AccessKeys,
