@@ -35,6 +35,7 @@ var benches = []bench{
 	{"https", "Requests over HTTPS on kept connections, by the server's own CPU time: reading random devices from a store of a thousand and of the large number.", httpsBench},
 	{"start", "From the start of the process to the first 200 of /readyz, and memory then.", startBench},
 	{"handshake", "Full DTLS handshakes with a pre-shared key, and their ends, by the server's own CPU time; the bare one is pion's listener with a key that is at hand.", handshakeBench},
+	{"coap", "Confirmable CoAP GETs on fifty open DTLS sessions, by the server's own CPU time, beside go-coap's own server and libcoap's, which send a constant of about the size of what ours looks up: who the caller is.", coapBench},
 	{"enrol", "EST enrolments, each recorded before it is answered, by the server's own CPU time; the bare one parses and checks the request and signs the certificate, and does nothing else.", enrolBench},
 	{"import", "Making devices with a pre-shared key each, a thousand a transaction, against bare bbolt taking the same bytes.", importBench},
 	{"scale", "What should not grow with the fleet, in the process.", scaleBench},

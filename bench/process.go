@@ -38,6 +38,10 @@ func play(role string) int {
 			err = mixLoad(order)
 		case "est":
 			err = estLoad(order)
+		case "coap":
+			err = coapLoad(order)
+		case "gocoap":
+			err = goCoAPServer(order)
 		case "pion":
 			err = pionServer(order)
 		default:
@@ -161,7 +165,7 @@ func (r *run) serve(dir string) (*process, error) {
 	for _, key := range []string{"https.listen", "http.listen", "ops.listen", "coap.udp", "coap.tcp"} {
 		args = append(args, "--set", key+"=127.0.0.1:0")
 	}
-	for _, off := range []string{"limits.per_address.per_second=0", "limits.per_credential.per_second=0", "coap.handshake_rate=0", "coap.max_half_open_source=1000", "public_url="} {
+	for _, off := range []string{"limits.per_address.per_second=0", "limits.per_credential.per_second=0", "coap.handshake_rate=0", "coap.request_rate=0", "coap.max_half_open_source=1000", "public_url="} {
 		args = append(args, "--set", off)
 	}
 	cmd := pinned(0, binary, args...)

@@ -3,6 +3,7 @@ package coapgw
 import (
 	"context"
 	"encoding/json"
+	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -62,9 +63,13 @@ func whoami(_ context.Context, r *coap.Request) (coap.Response, error) {
 	return encode(r, v)
 }
 
-// encodeCBOR encodes v with times as text (RFC 3339), as JSON has them.
+// texts encodes times as text (RFC 3339), as JSON has them.
+var texts = sync.OnceValues(func() (cbor.EncMode, error) {
+	return cbor.EncOptions{Time: cbor.TimeRFC3339Nano, TimeTag: cbor.EncTagNone}.EncMode()
+})
+
 func encodeCBOR(v any) ([]byte, error) {
-	mode, err := cbor.EncOptions{Time: cbor.TimeRFC3339Nano, TimeTag: cbor.EncTagNone}.EncMode()
+	mode, err := texts()
 	if err != nil {
 		return nil, err
 	}

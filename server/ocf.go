@@ -3,64 +3,37 @@ package server
 import (
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
-	"net/http"
-	"net/url"
-	"os"
-	"strings"
-	"sync"
-	"time"
+	"maps"
 
 	"keystead/accounts"
 	"keystead/coapgw"
 	"keystead/devices"
 	"keystead/fault"
 	"keystead/identity"
-	"keystead/outbound"
 	"keystead/page"
 	"keystead/pki"
-	"keystead/seal"
 	"keystead/store"
 )
 
 // ocfAccounts is what the OCF cloud resources rest on: the OAuth grants of this
-// server, or those of an outside one, and the device records.
-type ocfAccounts struct {
-	s    *Server
-	http *outbound.Client // for outside providers
-
-	mu        sync.Mutex
-	endpoints map[string]string // the token endpoint of an authority
-}
+// server, and the device records.
+type ocfAccounts struct{ s *Server }
 
 // ocfOwner is the metadata of a device that says whose it is in OCF's terms.
 const ocfOwner = "ocf_owner"
 
 // Exchange implements coapgw.OCFAccounts.
-func (o *ocfAccounts) Exchange(ctx context.Context, p coapgw.OCFProvider, code string) (coapgw.OCFTokens, error) {
-	if p.Authority == "" {
-		return o.tokens(o.s.Accounts.ExchangeDevice(ctx, code))
-	}
-	form := url.Values{"grant_type": {"authorization_code"}, "code": {code}}
-	if p.GrantType == coapgw.ClientCredentials {
-		form = url.Values{"grant_type": {"client_credentials"}}
-	}
-	if p.RedirectURL != "" {
-		form.Set("redirect_uri", p.RedirectURL)
-	}
-	return o.ask(ctx, p, form)
+func (o *ocfAccounts) Exchange(ctx context.Context, _ coapgw.OCFProvider, code string) (coapgw.OCFTokens, error) {
+	return o.tokens(o.s.Accounts.ExchangeDevice(ctx, code))
 }
 
 // Refresh implements coapgw.OCFAccounts.
-func (o *ocfAccounts) Refresh(ctx context.Context, p coapgw.OCFProvider, token string) (coapgw.OCFTokens, error) {
-	if p.Authority == "" {
-		if !accounts.OwnsRefresh(token) {
-			return coapgw.OCFTokens{}, fault.New(fault.Unauthenticated, "the refresh token is not of this server")
-		}
-		return o.tokens(o.s.Accounts.RefreshDevice(ctx, token))
+func (o *ocfAccounts) Refresh(ctx context.Context, _ coapgw.OCFProvider, token string) (coapgw.OCFTokens, error) {
+	if !accounts.OwnsRefresh(token) {
+		return coapgw.OCFTokens{}, fault.New(fault.Unauthenticated, "the refresh token is not of this server")
 	}
-	return o.ask(ctx, p, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token}})
+	return o.tokens(o.s.Accounts.RefreshDevice(ctx, token))
 }
 
 func (o *ocfAccounts) tokens(set accounts.TokenSet, err error) (coapgw.OCFTokens, error) {
@@ -68,70 +41,6 @@ func (o *ocfAccounts) tokens(set accounts.TokenSet, err error) (coapgw.OCFTokens
 		return coapgw.OCFTokens{}, err
 	}
 	return coapgw.OCFTokens{Access: set.Access, Refresh: string(set.Refresh), Expiry: o.s.Now().Add(set.ExpiresIn)}, nil
-}
-
-// ask makes a request to the token endpoint of an outside provider (RFC 6749, 4.1.3).
-func (o *ocfAccounts) ask(ctx context.Context, p coapgw.OCFProvider, form url.Values) (coapgw.OCFTokens, error) {
-	var t coapgw.OCFTokens
-	endpoint, err := o.endpoint(ctx, p.Authority)
-	if err != nil {
-		return t, err
-	}
-	secret, err := os.ReadFile(p.ClientSecretFile)
-	if err != nil {
-		return t, fault.Wrap(fault.Unavailable, err, "the secret of the provider cannot be read")
-	}
-	defer seal.Secret(secret).Wipe()
-	form.Set("client_id", p.ClientID)
-	form.Set("client_secret", strings.TrimSpace(string(secret)))
-	if len(p.Scopes) > 0 {
-		form.Set("scope", strings.Join(p.Scopes, " "))
-	}
-	if p.Audience != "" {
-		form.Set("audience", p.Audience)
-	}
-	header := map[string]string{"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-	answer, err := o.http.Do(ctx, outbound.Request{Method: http.MethodPost, URL: endpoint, Header: header, Body: []byte(form.Encode())})
-	if err != nil || !answer.OK() {
-		return t, fault.Wrap(fault.Unavailable, err, "the provider does not grant it")
-	}
-	var got struct {
-		Access    string `json:"access_token"`
-		Refresh   string `json:"refresh_token"`
-		ExpiresIn int64  `json:"expires_in"`
-	}
-	if err := json.Unmarshal(answer.Body, &got); err != nil || got.Access == "" {
-		return t, fault.Wrap(fault.Unavailable, err, "the provider's answer makes no sense")
-	}
-	t.Access, t.Refresh = got.Access, got.Refresh
-	if got.ExpiresIn > 0 {
-		t.Expiry = o.s.Now().Add(time.Duration(got.ExpiresIn) * time.Second)
-	}
-	return t, nil
-}
-
-// endpoint finds the token endpoint of an authority (OpenID Connect Discovery 1.0, 4).
-func (o *ocfAccounts) endpoint(ctx context.Context, authority string) (string, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if at := o.endpoints[authority]; at != "" {
-		return at, nil
-	}
-	answer, err := o.http.Do(ctx, outbound.Request{Method: http.MethodGet, URL: strings.TrimSuffix(authority, "/") + "/.well-known/openid-configuration"})
-	if err != nil || !answer.OK() {
-		return "", fault.Wrap(fault.Unavailable, err, "the provider is not reachable")
-	}
-	var doc struct {
-		Endpoint string `json:"token_endpoint"`
-	}
-	if err := json.Unmarshal(answer.Body, &doc); err != nil || doc.Endpoint == "" {
-		return "", fault.Wrap(fault.Unavailable, err, "the provider does not say where its tokens are")
-	}
-	if o.endpoints == nil {
-		o.endpoints = map[string]string{}
-	}
-	o.endpoints[authority] = doc.Endpoint
-	return doc.Endpoint, nil
 }
 
 // Verify implements coapgw.OCFAccounts.
@@ -200,9 +109,7 @@ func (o *ocfAccounts) Register(ctx context.Context, org, deviceID, owner string,
 		case owner:
 		case "":
 			metadata := map[string]string{ocfOwner: owner}
-			for k, v := range d.Metadata {
-				metadata[k] = v
-			}
+			maps.Copy(metadata, d.Metadata)
 			if d, err = o.s.Devices.UpdateIn(ctx, tx, d.ID, devices.Edit{Metadata: &metadata}); err != nil {
 				return err
 			}
@@ -262,15 +169,11 @@ func (s *Server) buildOCF() error {
 	if !s.Config.CoAP.OCF.Enabled {
 		return nil
 	}
-	client, err := s.outbound(nil)
-	if err != nil {
-		return err
-	}
 	for _, p := range s.Config.CoAP.OCF.Providers {
 		if p.Authority != "" {
 			return errors.New("coap.ocf.providers: " + p.Name + ": tokens of an outside authority cannot be verified here yet; leave authority out")
 		}
 	}
-	s.CoAP.Accounts = &ocfAccounts{s: s, http: client}
+	s.CoAP.Accounts = &ocfAccounts{s}
 	return nil
 }

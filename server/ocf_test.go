@@ -39,17 +39,17 @@ func TestAnOCFDeviceSignsUpWithACodeOfThisServer(t *testing.T) {
 		Kind: identity.User, ID: me.User, Org: s.org, Role: identity.Operator, Credential: identity.Credential{Kind: identity.Session},
 	})
 	const di, redirect = "b5a2a42e-b285-42f1-a36b-034c8fc8efd5", "https://app.example/back"
-	client, _, err := s.Server.Accounts.CreateClient(in, accounts.NewClient{Name: "app", Devices: true, Redirects: []string{redirect}})
+	client, _, err := s.Accounts.CreateClient(in, accounts.NewClient{Name: "app", Devices: true, Redirects: []string{redirect}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, err := s.Server.Accounts.Approve(in, accounts.Authorization{Client: client.ID, Redirect: redirect, Type: "code", Device: di})
+	code, err := s.Accounts.Approve(in, accounts.Authorization{Client: client.ID, Redirect: redirect, Type: "code", Device: di})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, at := s.CoAP.Addrs()
 	dial := func() *tls.Conn {
-		conn, err := tls.Dial("tcp", at.String(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // G402: the server of the test itself
+		conn, err := tls.Dial("tcp", at.String(), &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
 			t.Fatal(err)
 		}
