@@ -69,6 +69,9 @@ func (s *Service) bootstrap(ctx context.Context, r *coap.Request) (coap.Response
 
 // admit checks a request to bootstrap and decides where the device goes.
 func (s *Service) admit(ctx context.Context, r *coap.Request, pack bool) (*plan, Query, Session, error) {
+	if wait, ok := s.attempts.Take(r.Actor.ID); !ok {
+		return nil, Query{}, Session{}, fault.Later(fault.TooMany, wait, "the device has asked to bootstrap too often; wait")
+	}
 	q, err := ParseQuery(r.Options)
 	if err != nil {
 		return nil, q, Session{}, err

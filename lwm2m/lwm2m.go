@@ -25,6 +25,7 @@ import (
 	"keystead/psk"
 	"keystead/seal"
 	"keystead/store"
+	"keystead/throttle"
 )
 
 // Service is the bootstrap server, the registry and the registrations.
@@ -49,7 +50,8 @@ type Service struct {
 	// account from others; "" if that is not known.
 	URI func() string
 
-	turn atomic.Uint64 // of the round robin
+	turn     atomic.Uint64    // of the round robin
+	attempts throttle.Buckets // of each device; one that is refused makes three
 
 	mu       sync.Mutex
 	ctx      context.Context //nolint:containedctx // the life of the service, which sessions outlive their request in
@@ -123,6 +125,7 @@ type Pushed struct {
 
 // Start readies the service. Call it once, before routes are served.
 func (s *Service) Start() {
+	s.attempts.Burst, s.attempts.Refill, s.attempts.Now = 60, time.Second, s.Now
 	s.running = map[string]*run{}
 	s.tails = map[chan Event]string{}
 	s.ctx = context.Background()

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"keystead/audit"
 	"keystead/coap"
 	"keystead/devices"
 	"keystead/fault"
@@ -112,7 +113,9 @@ func (s *Service) prepare(ctx context.Context, p *plan, v *Session) error {
 		p.accounts = append(p.accounts, planned{server: server, mode: kindOf(p.decision.Policy.Mode, p.subject.Credential)})
 	}
 	err := s.DB.Update(ctx, func(tx store.Tx) error {
+		var before []string
 		a, err := s.assign(tx, p.device, func(a *Assignment) {
+			before = a.Servers
 			a.Policy = p.decision.Policy.ID
 			a.Servers = a.Servers[:0:0]
 			for _, server := range p.decision.Servers {
@@ -121,6 +124,12 @@ func (s *Service) prepare(ctx context.Context, p *plan, v *Session) error {
 		})
 		if err != nil {
 			return err
+		}
+		if !slices.Equal(before, a.Servers) {
+			e := audit.Entry{Action: "lwm2m.assign", Target: a.Device, Device: a.Device, Org: a.Org, Detail: map[string]string{"servers": strings.Join(a.Servers, " "), "policy": a.Policy}}
+			if err := s.Audit.Append(ctx, tx, e); err != nil {
+				return err
+			}
 		}
 		for i := range p.accounts {
 			if err := s.credentialIn(ctx, tx, p, &p.accounts[i], &a, v); err != nil {

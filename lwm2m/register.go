@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"keystead/audit"
 	"keystead/coap"
 	"keystead/devices"
 	"keystead/fault"
@@ -71,7 +72,13 @@ func (s *Service) register(ctx context.Context, r *coap.Request) (coap.Response,
 		v.Lifetime = defaultLifetime
 	}
 	v.ExpiresAt = now.Add(time.Duration(v.Lifetime) * time.Second)
-	if err := s.DB.Update(ctx, func(tx store.Tx) error { return registrations.Set(tx, d.ID, v) }); err != nil {
+	err = s.DB.Update(ctx, func(tx store.Tx) error {
+		if err := registrations.Set(tx, d.ID, v); err != nil {
+			return err
+		}
+		return s.Audit.Append(ctx, tx, audit.Entry{Action: "lwm2m.register", Target: v.Location, Device: d.ID, Org: d.Org, Detail: map[string]string{"endpoint": v.Endpoint}})
+	})
+	if err != nil {
 		return coap.Response{}, err
 	}
 	if err := s.used(ctx, r.Actor); err != nil {
@@ -133,8 +140,10 @@ func (s *Service) deregister(ctx context.Context, r *coap.Request) (coap.Respons
 		if err != nil {
 			return err
 		}
-		_, err = registrations.Delete(tx, v.Device)
-		return err
+		if _, err = registrations.Delete(tx, v.Device); err != nil {
+			return err
+		}
+		return s.Audit.Append(ctx, tx, audit.Entry{Action: "lwm2m.deregister", Target: v.Location, Device: v.Device, Org: v.Org})
 	})
 	return coap.Response{Code: coap.Deleted}, err
 }

@@ -449,6 +449,19 @@ func TestEndpointNames(t *testing.T) {
 	}
 }
 
+func TestADeviceThatAsksTooOftenWaits(t *testing.T) {
+	b := newBench(t)
+	for n := range 61 {
+		_, err := b.request(t, newDevice(), coap.POST, "/bs", "ep=wrong")
+		if want := coap.BadRequest; n < 60 && code(err) != want {
+			t.Fatalf("request %d: %v, want %v", n, err, want)
+		}
+		if n == 60 && (code(err) != coap.TooManyRequests || coap.Failure(err).MaxAge <= 0) {
+			t.Errorf("request %d: %v, want 4.29 with the time to wait", n, err)
+		}
+	}
+}
+
 func TestNoServerIsNoBootstrap(t *testing.T) {
 	b := newBench(t)
 	if err := b.DeleteServer(admin(t, "acme"), "dm", false); err != nil {
