@@ -63,13 +63,14 @@ type Config struct {
 	HashesAtOnce       int           `mapstructure:"hashes_at_once"`       // argon2id computations at the same time; 0 is half the processors
 	ResetRevokesKeys   bool          `mapstructure:"reset_revokes_keys"`   // a password reset also revokes the user's API keys
 	KeysChangePassword bool          `mapstructure:"keys_change_password"` // API keys may change the password, given the old one
+	OIDC               []Provider    `mapstructure:"oidc"`                 // outside OpenID providers
 }
 
 // DefaultConfig is what an empty configuration gives.
 func DefaultConfig() Config {
 	return Config{
 		LoginTTL: time.Hour, RecoveryTTL: 15 * time.Minute, InviteTTL: 7 * 24 * time.Hour, VerifyTTL: 24 * time.Hour,
-		MaxKeysPerUser: 50, MinPassword: 12, VerifyEmail: true,
+		MaxKeysPerUser: 50, MinPassword: 12, VerifyEmail: true, OIDC: []Provider{},
 	}
 }
 
@@ -89,6 +90,16 @@ func (c Config) Validate() error {
 		if bad {
 			errs = append(errs, errors.New(key))
 		}
+	}
+	names := map[string]bool{}
+	for _, p := range c.OIDC {
+		if err := p.validate(); err != nil {
+			errs = append(errs, err)
+		}
+		if names[p.Name] {
+			errs = append(errs, errors.New("oidc: two providers have the name "+p.Name))
+		}
+		names[p.Name] = true
 	}
 	return errors.Join(errs...)
 }

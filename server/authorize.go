@@ -79,8 +79,9 @@ type pageView struct {
 	Title   string
 	Problem string
 
-	Login bool
-	Query string // of the authorization request that goes on afterwards
+	Login     bool
+	Providers []string // outside ones, by name
+	Query     string   // of the authorization request that goes on afterwards
 
 	Consent  bool
 	Client   string
@@ -191,7 +192,7 @@ func (s *Server) authorizeStep(c echo.Context, query, problem string) error {
 		if problem != "" {
 			status = http.StatusUnauthorized
 		}
-		return showPage(c, status, pageView{Title: "Log in", Login: true, Query: query, Problem: problem}, formTarget(r.Redirect))
+		return showPage(c, status, pageView{Title: "Log in", Login: true, Query: query, Problem: problem, Providers: s.providerNames()}, formTarget(r.Redirect))
 	}
 	v := pageView{
 		Title: "Allow access?", Consent: true, Query: query, Client: client.Name, User: identity.FromContext(ctx).Name,

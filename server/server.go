@@ -81,6 +81,7 @@ type Server struct {
 	closers    []func() error // of what rooms hold open, closed before the store
 	tasks      []task
 	conns      conns
+	providers  map[string]*outsideLogin // by name
 	ready      atomic.Bool
 }
 
@@ -127,6 +128,7 @@ func (s *Server) routes() []route {
 		s.orgRoutes(),
 		s.thingRoutes(),
 		s.authorizeRoutes(),
+		s.providerRoutes(),
 		s.auditRoutes(),
 		s.backupRoutes(),
 		s.caRoutes(),
