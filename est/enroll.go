@@ -245,6 +245,9 @@ func (s *Service) settle(ctx context.Context, tx store.Tx, p *plan) error {
 	if p.caller.device != "" && !p.caller.ra {
 		device, err := s.Devices.FindIn(ctx, tx, org, p.caller.device)
 		if fault.Is(err, fault.NotFound) && p.caller.mode == JWT {
+			if p.name != p.caller.device {
+				return p.otherName()
+			}
 			return s.settleNamed(ctx, tx, p)
 		}
 		if err != nil {
@@ -254,11 +257,18 @@ func (s *Service) settle(ctx context.Context, tx store.Tx, p *plan) error {
 			return fault.New(fault.Forbidden, "%s is the name of another device", quoted(p.name))
 		} else if err != nil && !fault.Is(err, fault.NotFound) {
 			return err
+		} else if err != nil && p.caller.mode == JWT {
+			return p.otherName()
 		}
 		p.device = device.ID
 		return suspended(device)
 	}
 	return s.settleNamed(ctx, tx, p)
+}
+
+// otherName refuses a request for a name that is not what the caller's token says.
+func (p *plan) otherName() error {
+	return fault.New(fault.Forbidden, "the token is for the device %s, not for %s", quoted(p.caller.device), quoted(p.name))
 }
 
 // settleNamed goes by the name in the request alone: the device of that name

@@ -19,26 +19,10 @@ import (
 func (s *Server) buildEST(context.Context) error {
 	s.EST = &est.Service{
 		DB: s.DB, Audit: s.Audit, Devices: s.Devices, PKI: s.PKI, Log: s.Log, Now: s.Now, Config: s.Config.EST, Box: s.keys.Box("webhook"),
-		Guard: outbound.Guard{Allow: s.Config.Webhook.Prefixes(), Deny: s.isOwn}, SystemCA: s.systemCA,
+		Guard: outbound.Guard{Allow: s.Config.Webhook.Prefixes(), Deny: s.isOwn}, SystemCA: s.systemCA, JWT: s.bearerClaims,
 	}
-	s.tasks = append(s.tasks, task{"enrolment", func(ctx context.Context) error { return every(ctx, time.Hour, s.EST.Sweep, s.Now) }})
+	s.every("enrolment", time.Hour, s.EST.Sweep)
 	return nil
-}
-
-// every runs sweep now and then until ctx is done; one that fails is tried again.
-func every(ctx context.Context, pause time.Duration, sweep func(context.Context, time.Time) error, now func() time.Time) error {
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-			if err := sweep(ctx, now()); err != nil && ctx.Err() == nil {
-				return err
-			}
-		}
-	}
 }
 
 // systemCA is what the server's own certificate leads to.

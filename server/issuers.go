@@ -3,12 +3,14 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/labstack/echo/v4"
 
+	"keystead/fault"
 	"keystead/identity"
 	"keystead/outbound"
 	"keystead/tokens"
@@ -42,6 +44,23 @@ func (s *Server) buildIssuers(context.Context) error {
 		},
 	}
 	return nil
+}
+
+// bearerClaims returns the claims of a token that vouches for a device in an
+// organisation: of a trusted outside issuer, or one of this server's own that a
+// device has, which names the device as its subject.
+func (s *Server) bearerClaims(ctx context.Context, org, token string) (map[string]any, error) {
+	a, err := s.AuthSets.Resolve(ctx, identity.Proof{Scheme: "Bearer", Value: token, Transport: identity.HTTPS})
+	if errors.Is(err, identity.ErrNotMine) {
+		return s.Issuers.Claims(ctx, org, token)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if a.Org != org {
+		return nil, fault.New(fault.Unauthenticated, "the token is of a device of another organisation")
+	}
+	return map[string]any{"iss": s.Tokens.Config.Issuer, "sub": a.ID, "name": a.Name}, nil
 }
 
 type issuerView struct {
