@@ -42,6 +42,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	}()
 	// In the order of need: a room finds those before it in s.
 	for _, build := range []func(context.Context) error{
+		s.buildTLS,
 		s.buildSeal,
 		s.buildDevices,
 		s.buildEvents,
@@ -85,7 +86,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 // Listen binds every listener.
 func (s *Server) Listen(ctx context.Context) error {
 	err := errors.Join(
-		s.listen(ctx, "https", s.Config.HTTPS.Listen, s.Handler(), s.tls.config()),
+		s.listen(ctx, "https", s.Config.HTTPS.Listen, s.Handler(), s.tls.config(s.Config.TLS)),
 		s.listen(ctx, "http", s.Config.HTTP.Listen, s.PlainHandler(), nil),
 		s.listen(ctx, "ops", s.Config.Ops.Listen, s.OpsHandler(), nil),
 		s.CoAP.Listen(ctx),

@@ -9,3 +9,6 @@ func (s *Server) Watched() int {
 
 // StrictJSON is how bodies are read.
 var StrictJSON = strictJSON
+
+// SwapTLS looks at the certificate's files now.
+func (s *Server) SwapTLS() error { return s.swapTLS() }

@@ -77,6 +77,7 @@ type Server struct {
 	keys       *seal.Keyring // of everything sealed at rest, a box per class
 	box        *seal.Box     // of the server's own secrets
 	tls        tlsIdentity
+	swapTLS    func() error // takes a certificate from elsewhere anew, if its files have changed
 	listeners  []listener
 	closers    []func() error // of what rooms hold open, closed before the store
 	tasks      []task

@@ -1,9 +1,18 @@
 package server
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
+	"log/slog"
+	"os"
 	"sync/atomic"
+	"time"
+
+	"keystead/config"
 )
 
 // tlsIdentity is the server's own certificate, the same on every listener. It
@@ -27,14 +36,16 @@ func (t *tlsIdentity) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // and may come without, or with one nobody here has signed: each request
 // resolves its caller, resumed sessions included, and EST has its own rules for
 // certificates of manufacturers and expired ones.
-func (t *tlsIdentity) config() *tls.Config {
+func (t *tlsIdentity) config(c config.TLS) *tls.Config {
+	least := uint16(tls.VersionTLS12)
+	if c.MinVersion == "1.3" {
+		least = tls.VersionTLS13
+	}
 	return &tls.Config{
-		MinVersion:     tls.VersionTLS12,
+		MinVersion:     least,
 		GetCertificate: t.get,
 		ClientAuth:     tls.RequestClientCert,
-		// An EST answer in one record: some clients are lost on several.
-		DynamicRecordSizingDisabled: true,
-		NextProtos:                  []string{"h2", "http/1.1"},
+		NextProtos:     []string{"h2", "http/1.1"},
 		CipherSuites: []uint16{ // of TLS 1.2: forward secret and authenticated only
 			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
@@ -44,4 +55,67 @@ func (t *tlsIdentity) config() *tls.Config {
 			tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 		},
 	}
+}
+
+// fileCheck is how often the files of a certificate from elsewhere are looked at.
+const fileCheck = 10 * time.Second
+
+// certificateFiles is a certificate from elsewhere: two files that somebody else
+// renews.
+type certificateFiles struct {
+	certificate, key string
+	seen             []byte // what was in them when they were taken
+}
+
+// load returns what is in the files, nil if that has not changed.
+func (f *certificateFiles) load() (*tls.Certificate, error) {
+	certificate, err := os.ReadFile(f.certificate)
+	if err != nil {
+		return nil, fmt.Errorf("tls.certificate: %w", err)
+	}
+	key, err := os.ReadFile(f.key)
+	if err != nil {
+		return nil, fmt.Errorf("tls.key: %w", err)
+	}
+	seen := append(append(bytes.Clone(certificate), 0), key...)
+	if bytes.Equal(seen, f.seen) {
+		return nil, nil
+	}
+	pair, err := tls.X509KeyPair(certificate, key) // whose halves belong together
+	if err != nil {
+		return nil, fmt.Errorf("tls.certificate and tls.key: %w", err)
+	}
+	if pair.Leaf == nil {
+		if pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
+			return nil, fmt.Errorf("tls.certificate: %w", err)
+		}
+	}
+	f.seen = seen
+	return &pair, nil
+}
+
+// buildTLS takes the certificate from elsewhere, if there is one. It is an error
+// at the start if it cannot be; later the one that was there is kept.
+func (s *Server) buildTLS(context.Context) error {
+	c := s.Config.TLS
+	if c.Certificate == "" {
+		return nil
+	}
+	files := &certificateFiles{certificate: s.Config.Path(c.Certificate), key: s.Config.Path(c.Key)}
+	pair, err := files.load()
+	if err != nil {
+		return err
+	}
+	s.tls.set(pair)
+	s.swapTLS = func() error {
+		pair, err := files.load()
+		if err != nil || pair == nil {
+			return err
+		}
+		s.tls.set(pair)
+		s.Log.Info("the server's certificate was changed", slog.Time("not_after", pair.Leaf.NotAfter))
+		return nil
+	}
+	s.every("certificate files", fileCheck, func(context.Context, time.Time) error { return s.swapTLS() })
+	return nil
 }
