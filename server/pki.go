@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -37,8 +38,30 @@ func (s *Server) buildPKI(ctx context.Context) error {
 		DB: s.DB, Audit: s.Audit, Devices: s.Devices, Log: s.Log, Now: s.Now, Journal: journal,
 		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")},
 	}
+	if err := s.openToken(); err != nil {
+		return err
+	}
 	s.setPublicHTTP(s.Config.HTTP.Listen)
 	return s.PKI.Start(ctx)
+}
+
+// openToken has the keys of CAs kept in a PKCS#11 token, if one is set.
+func (s *Server) openToken() error {
+	p := s.Config.PKI.PKCS11
+	if p.Module == "" {
+		return nil
+	}
+	pin, err := os.ReadFile(s.Config.Path(p.PINFile))
+	if err != nil {
+		return fmt.Errorf("pki.pkcs11.pin_file: %w", err)
+	}
+	keys, closeToken, err := pki.OpenPKCS11(p.WithPIN(strings.TrimSpace(string(pin))))
+	if err != nil {
+		return err
+	}
+	s.PKI.Keys = keys
+	s.closers = append(s.closers, closeToken)
+	return nil
 }
 
 // setPublicHTTP tells the PKI where clients reach the plain HTTP listener: at the
