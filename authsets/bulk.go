@@ -227,7 +227,7 @@ func (s *Service) importLine(ctx context.Context, tx store.Tx, line Line) (Resul
 	default:
 		return r, err
 	}
-	return r, nil //nolint:nilerr // what is wrong with a line is its result
+	return r, nil
 }
 
 // Action is what a bulk change does with the pending sets of devices.

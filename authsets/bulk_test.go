@@ -183,8 +183,13 @@ func TestRuleIsUsedUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.auth(t, waits, `{"n":"0"}`) == "" || f.auth(t, waits, `{"n":"0"}`) == "" || f.auth(t, newKey(t), `{"n":"1"}`) == "" {
-		t.Error("the first two are not let in")
+	for range 2 { // the second time counts for nothing
+		if f.auth(t, waits, `{"n":"0"}`) == "" {
+			t.Error("the first is not let in")
+		}
+	}
+	if f.auth(t, newKey(t), `{"n":"1"}`) == "" {
+		t.Error("the second is not let in")
 	}
 	if f.auth(t, newKey(t), `{"n":"2"}`) != "" {
 		t.Error("a third is let in")
@@ -207,8 +212,14 @@ func TestRuleIsUsedUp(t *testing.T) {
 		t.Error("a rule lets in who was rejected")
 	}
 	for _, bad := range []authsets.Rule{
-		{Name: "everything"}, {Attribute: "a", Equals: "b"}, {Name: "x", Attribute: "a"}, {Name: "x", Equals: "b"}, {Name: "x", Attribute: "a", Equals: "b", Matches: "c"},
-		{Name: "x", Attribute: "a", Matches: "("}, {Name: "x", CIDRs: []string{"here"}}, {Name: "x", Attribute: "a", Equals: "b", Most: -1},
+		{Name: "everything"},
+		{Attribute: "a", Equals: "b"},
+		{Name: "x", Attribute: "a"},
+		{Name: "x", Equals: "b"},
+		{Name: "x", Attribute: "a", Equals: "b", Matches: "c"},
+		{Name: "x", Attribute: "a", Matches: "("},
+		{Name: "x", CIDRs: []string{"here"}},
+		{Name: "x", Attribute: "a", Equals: "b", Most: -1},
 	} {
 		if _, err := f.AddRule(ctx, bad); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%+v: got %v, want Invalid", bad, err)
