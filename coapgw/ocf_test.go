@@ -159,6 +159,13 @@ func (c *cloud) grant(name string, claims map[string]any) string {
 	return name
 }
 
+// own registers a device as user1's.
+func (c *cloud) own(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.owners[id] = "user1"
+}
+
 // ocfCertificate is a certificate with an OCF identity.
 func (w *world) ocfCertificate(cn string, usages ...x509.ExtKeyUsage) tls.Certificate {
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
@@ -320,7 +327,8 @@ func TestDeviceIDRules(t *testing.T) {
 		{"both, and the claim is in capitals", bothSet, named(strings.ToUpper(ocfDevice)), "uuid:" + ocfDevice, both, ocfDevice, "", "used by the different device"},
 	} {
 		w, cl := ocfWorld(t, tc.set)
-		cl.owners[ocfDevice], cl.owners[ocfOther] = "user1", "user1"
+		cl.own(ocfDevice)
+		cl.own(ocfOther)
 		cl.grant("access", tc.claims)
 		cl.codes["code"] = coapgw.OCFTokens{Access: "access", Refresh: "r"}
 		cl.refresh["r0"] = coapgw.OCFTokens{Access: "access", Refresh: "r"}
@@ -385,7 +393,7 @@ func TestOCFErrors(t *testing.T) {
 	cl.grant("other", m{"sub": "user2"})
 	cl.grant("soon", m{"exp": float64(time.Now().Add(time.Minute).Unix())})
 	cl.grant("nobody", m{"sub": 7})
-	cl.owners[ocfDevice] = "user1"
+	cl.own(ocfDevice)
 	in := func(change m) []byte {
 		v := m{"di": ocfDevice, "uid": "user1", "accesstoken": "good", "login": true}
 		maps.Copy(v, change)
@@ -488,7 +496,7 @@ func TestOCFErrors(t *testing.T) {
 func TestOneDeviceOnOneSession(t *testing.T) {
 	w, cl := ocfWorld(t, nil)
 	cl.grant("good", map[string]any{})
-	cl.owners[ocfDevice] = "user1"
+	cl.own(ocfDevice)
 	in := cborMap(map[string]any{"di": ocfDevice, "uid": "user1", "accesstoken": "good", "login": true})
 	c := w.mustDial(psk("dev1", testKey)...) // a device of ours, and not that one
 	got := c.do(coap.POST, "/oic/sec/session", nil, in)
@@ -504,7 +512,7 @@ func TestOneDeviceOnOneSession(t *testing.T) {
 
 func TestASignInEndsWithItsTokenAndItsDevice(t *testing.T) {
 	w, cl := ocfWorld(t, func(c *coapgw.OCFConfig) { c.OwnerCacheExpiration = 500 * time.Millisecond })
-	cl.owners[ocfDevice] = "user1"
+	cl.own(ocfDevice)
 	cl.grant("brief", map[string]any{"exp": float64(time.Now().Add(4 * time.Second).Unix())})
 	cl.grant("long", map[string]any{})
 	in := func(token string) []byte {
