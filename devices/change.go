@@ -35,8 +35,10 @@ type Change struct {
 // those of the credential, or of the whole device if none is named.
 func (c Change) Ends() bool {
 	switch c.What {
-	case SuspendedNow, DecommissionedNow, CredentialRevokedNow, CredentialChanged:
+	case SuspendedNow, DecommissionedNow, CredentialRevokedNow:
 		return true
+	case CredentialChanged: // one that is retiring still proves
+		return c.Credential.State != CredentialActive && c.Credential.State != CredentialRetiring
 	case Created, Updated, Resumed, Attached:
 	}
 	return false
@@ -113,7 +115,7 @@ func (s *Service) changed(ctx context.Context, tx store.Tx, c Change, detail map
 		}
 	}
 	tx.OnCommit(func() {
-		if c.Ends() {
+		if c.Ends() || c.What == CredentialChanged { // its end may be nearer now
 			s.epoch.Add(1)
 		}
 		for _, tell := range s.listeners {

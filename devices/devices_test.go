@@ -215,6 +215,37 @@ func TestEpochMovesAndListenersHearBeforeTheAnswer(t *testing.T) {
 	}
 }
 
+// A key that another replaces goes on until its end: sessions look again, and stay.
+func TestRetiringCredentialStillProves(t *testing.T) {
+	w := start(t)
+	d := w.create(t, "acme")
+	w.attach(t, d, devices.Credential{Kind: identity.PSK, ID: "p"})
+	before := w.Epoch()
+	w.Listen(func(c devices.Change) {
+		if c.Ends() {
+			t.Errorf("%s ends something", c.What)
+		}
+	})
+	if err := w.DB.Update(t.Context(), func(tx store.Tx) error {
+		_, err := w.SetCredential(t.Context(), tx, d.ID, devices.Credential{
+			Kind: identity.PSK, ID: "p", State: devices.CredentialRetiring, ExpiresAt: w.now.Add(time.Hour),
+		})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if w.Epoch() == before {
+		t.Error("the epoch did not move: nobody learns of the nearer end")
+	}
+	if err := w.prove(d, identity.PSK, "p"); err != nil {
+		t.Errorf("retiring: %v", err)
+	}
+	w.now = w.now.Add(time.Hour)
+	if err := w.prove(d, identity.PSK, "p"); err == nil {
+		t.Error("it proves past its end")
+	}
+}
+
 func TestObserverThatFailsStopsTheChange(t *testing.T) {
 	w := start(t)
 	d := w.create(t, "acme")
