@@ -72,7 +72,7 @@ func essence(r result) string {
 	for line := range strings.Lines(r.all()) {
 		var words []string
 		for w := range strings.FieldsSeq(line) {
-			if !strings.ContainsAny(w, "0123456789") {
+			if !strings.ContainsAny(w, "0123456789") && !strings.HasPrefix(w, "i:") { // i: is a random id in hexadecimal
 				words = append(words, w)
 			}
 		}

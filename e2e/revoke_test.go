@@ -217,7 +217,7 @@ func TestOneCredentialRevoked(t *testing.T) {
 	}
 	for _, c := range d.Credentials {
 		if c.Kind == "certificate" {
-			s.cli("device", "revoke", d.ID, c.Kind, c.ID)
+			s.cli("device", "revoke", "--", d.ID, c.Kind, c.ID)
 		}
 	}
 	dtls.ended()
@@ -227,7 +227,7 @@ func TestOneCredentialRevoked(t *testing.T) {
 	if w, err := psk.whoami(); err != nil || w.Device != k.Device {
 		t.Errorf("the pre-shared key: %+v, %v", w, err)
 	}
-	s.cli("psk", "delete", k.Identity)
+	s.cli("psk", "delete", "--", k.Identity) // it may begin with a dash
 	psk.ended()
 	if _, err := s.admin().Device(t.Context(), k.Device); err != nil {
 		t.Errorf("the device itself: %v", err)
