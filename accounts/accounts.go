@@ -37,6 +37,9 @@ type Service struct {
 	InUse func(tx store.Tx, org string) (string, error)
 
 	Config Config
+	// OrganisationCreated is told of each new organisation, once it is durable and
+	// before who made it is answered; nil if nobody needs to know.
+	OrganisationCreated func(Organisation)
 
 	PublicURL string // where links in mails lead
 

@@ -107,6 +107,9 @@ func (s *Service) CreateOrganisationIn(ctx context.Context, tx store.Tx, n NewOr
 	if err := orgTable.Insert(tx, o.ID, o); err != nil {
 		return o, err
 	}
+	if s.OrganisationCreated != nil {
+		tx.OnCommit(func() { s.OrganisationCreated(o) })
+	}
 	return o, s.note(ctx, tx, o.ID, "organisation.create", o.ID, map[string]string{"name": o.Name})
 }
 

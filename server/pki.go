@@ -84,6 +84,15 @@ func (s *Server) setPublicHTTP(listen string) {
 	}
 }
 
+// newCAs gives a new organisation its CAs. If that fails they are made when a
+// certificate is first asked for, or by command.
+func (s *Server) newCAs(o accounts.Organisation) {
+	ctx := identity.NewContext(context.Background(), identity.Actor{Kind: identity.System, Org: o.ID})
+	if _, err := s.PKI.EnsureOrg(ctx, o.ID, o.Name); err != nil {
+		s.Log.Error("a new organisation has no certificate authority yet", slog.String("organisation", o.ID), slog.Any("error", err))
+	}
+}
+
 // firstCAs makes a root and an issuing CA for the default organisation, and the
 // server's own certificate, and writes what clients are to trust to ca.pem.
 func (s *Server) firstCAs(ctx context.Context) error {
@@ -95,6 +104,7 @@ func (s *Server) firstCAs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.Accounts.OrganisationCreated = s.newCAs
 	s.EST.DefaultOrg = org
 	if err := s.EST.EnsureDefault(ctx, org); err != nil {
 		return err
