@@ -73,10 +73,11 @@ func coapBench(r *run) error {
 	rows := [][]string{{"server", "CPU a request", "requests a CPU second", "p50, p99 of the last round", "goal"}}
 	for i, name := range names {
 		goal := ""
-		if i == 1 {
+		switch i {
+		case 1:
 			v := ratio(got[0], got[1])
 			goal = "keystead takes " + figure(v) + " of its CPU, " + r.verdict(v, atMost(0.7, ""))
-		} else if i == 2 {
+		case 2:
 			goal = "keystead takes " + figure(ratio(got[0], got[2])) + " of its CPU"
 		}
 		rows = append(rows, []string{name, got[i].text(" µs"), figure(1e6 / got[i].median()), fmt.Sprintf("%v, %v", last[i].P50, last[i].P99), goal})
@@ -91,7 +92,7 @@ func libcoapServer() (*process, string, bool) {
 	if err != nil {
 		return nil, "", false
 	}
-	socket, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // a port that is free, at once
+	socket, err := net.ListenPacket("udp", "127.0.0.1:0") // a port that is free, at once
 	if err != nil {
 		return nil, "", false
 	}

@@ -13,10 +13,10 @@ import (
 
 // request makes a key and a request of the given subject with openssl, in
 // NAME.key, NAME.csr (DER) and NAME.b64.
-func (s *server) request(name, subject string, more ...string) {
+func (s *server) request(name, subject string) {
 	s.t.Helper()
 	s.must("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", name+".key")
-	s.must("openssl", append([]string{"req", "-new", "-key", name + ".key", "-subj", subject, "-outform", "DER", "-out", name + ".csr"}, more...)...)
+	s.must("openssl", "req", "-new", "-key", name+".key", "-subj", subject, "-outform", "DER", "-out", name+".csr")
 	s.sh("base64 -w0 " + name + ".csr > " + name + ".b64")
 }
 
@@ -164,7 +164,7 @@ func TestStrongSwan(t *testing.T) {
 			}
 			s.sh(`for f in ca*.pem; do openssl x509 -in $f -outform DER -out ${f%.pem}.der; done`)
 			cas := []string{}
-			for _, f := range strings.Fields(s.sh("ls ca.der ca-*.der")) {
+			for f := range strings.FieldsSeq(s.sh("ls ca.der ca-*.der")) {
 				cas = append(cas, "--cacert", f)
 			}
 			name := "swan" + strconv.Itoa(len(at.name))

@@ -45,13 +45,18 @@ func swap(b *[16]byte) {
 	b[6], b[7] = b[7], b[6]
 }
 
-// newIdentity returns a random GUID of version 4 as an identity.
+// newIdentity returns a random GUID of version 4 as an identity. None begins
+// with "-", which command lines of clients take for an option.
 func newIdentity() Identity {
-	b := (*[16]byte)(seal.NewSecret(16))
-	b[6] = b[6]&0x0f | 0x40
-	b[8] = b[8]&0x3f | 0x80
-	swap(b)
-	return Identity(base64.RawURLEncoding.EncodeToString(b[:]))
+	for {
+		b := (*[16]byte)(seal.NewSecret(16))
+		b[6] = b[6]&0x0f | 0x40
+		b[8] = b[8]&0x3f | 0x80
+		swap(b)
+		if text := base64.RawURLEncoding.EncodeToString(b[:]); text[0] != '-' {
+			return Identity(text)
+		}
+	}
 }
 
 // letters leaves out those that are mistaken for each other when typed. Being

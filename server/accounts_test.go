@@ -480,7 +480,7 @@ func firstOf(stream io.ReadCloser) ([]byte, error) {
 	for {
 		n, err := stream.Read(buffer)
 		if all = append(all, buffer[:n]...); err != nil {
-			return all, nil //nolint:nilerr // it was ended, by us
+			return all, nil // it was ended, by us
 		}
 	}
 }

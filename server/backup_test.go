@@ -41,9 +41,9 @@ func newFleet(t *testing.T, s *running, names ...string) fleet {
 }
 
 // known reports whether a device is let in with its pre-shared key.
-func (s *running) known(t *testing.T, psk string) bool {
+func (r *running) known(t *testing.T, psk string) bool {
 	t.Helper()
-	_, err := s.Resolver.Resolve(t.Context(), identity.Proof{PSK: psk, Transport: identity.CoAPUDP})
+	_, err := r.Resolver.Resolve(t.Context(), identity.Proof{PSK: psk, Transport: identity.CoAPUDP})
 	if err != nil && !fault.Is(err, fault.Unauthenticated) {
 		t.Fatal(err)
 	}

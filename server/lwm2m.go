@@ -530,7 +530,10 @@ func (s *Server) tailLwM2MSessions(c echo.Context) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
-	beat := time.NewTicker(15 * time.Second)
+	revoked := func() bool {
+		return s.prove(c) != nil || allow(identity.FromContext(c.Request().Context()), identity.BootstrapRead) != nil
+	}
+	beat := time.NewTicker(5 * time.Second)
 	defer beat.Stop()
 	for {
 		w.Flush()
@@ -538,12 +541,18 @@ func (s *Server) tailLwM2MSessions(c echo.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-beat.C:
+			if revoked() {
+				return nil // what it was opened with is revoked
+			}
 			if _, err := fmt.Fprint(w, ":\n\n"); err != nil {
 				return nil // the one who watched has gone
 			}
 		case e, open := <-events:
 			if !open {
 				return nil // the server stops
+			}
+			if revoked() {
+				return nil // as above
 			}
 			e.Session = viewBootstrap(e.Session)
 			body, err := json.Marshal(e)

@@ -113,7 +113,7 @@ func (r *running) logInOutside(t *testing.T, p *provider, change func(callback u
 	noRedirect.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	get := func(path, cookie string) answer {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), "GET", r.url+path, nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

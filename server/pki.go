@@ -17,6 +17,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"keystead/accounts"
 	"keystead/fault"
 	"keystead/identity"
 	"keystead/pki"

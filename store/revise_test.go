@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"keystead/store"
@@ -21,7 +22,7 @@ func TestRevise(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	table := store.NewTable("thing", store.Index[thing]{Name: "n", Unique: true, Terms: func(v thing) []store.Term { return store.Terms(fmt.Sprint(v.N)) }})
+	table := store.NewTable("thing", store.Index[thing]{Name: "n", Unique: true, Terms: func(v thing) []store.Term { return store.Terms(strconv.Itoa(v.N)) }})
 	key := func(i int) string { return fmt.Sprintf("\x00key\x01%04d", i) } // bytes that are escaped in keys
 	const all = 1050                                                       // more than some transactions look at
 	if err := db.Update(t.Context(), func(tx store.Tx) error {
@@ -54,7 +55,7 @@ func TestRevise(t *testing.T) {
 			if i%3 == 0 {
 				want += 10_000
 			}
-			if v, err := table.GetBy(tx, "n", store.TermOf(fmt.Sprint(want))); err != nil || v.Name != key(i) {
+			if v, err := table.GetBy(tx, "n", store.TermOf(strconv.Itoa(want))); err != nil || v.Name != key(i) {
 				t.Errorf("%d: got %+v, %v", i, v, err)
 			}
 		}
