@@ -280,16 +280,20 @@ func TestAFloodOfForgedHellos(t *testing.T) {
 			most.Store(max(most.Load(), int64(w.gw.Gauges().HalfOpen)))
 		}
 	})
-	flood(t, w.udp, 40_000)
+	hellos := 40_000
+	if underRace {
+		hellos = 4000
+	}
+	flood(t, w.udp, hellos)
 	close(stop)
 	wg.Wait()
 	grown := resident(t) - before
-	t.Logf("40000 hellos: resident memory %+d MB, heap and stacks at most %d MB, at most %d handshakes under way, %d handshakes of devices, %d failed, %d evicted, %d shed",
-		grown>>20, peak.Load()>>20, most.Load(), ok.Load(), failed.Load(), w.gw.Stats().HandshakesEvicted.Load(), w.gw.Stats().HandshakesShed.Load())
-	if peak.Load() > 100<<20 || grown > 100<<20 {
+	t.Logf("%d hellos: resident memory %+d MB, heap and stacks at most %d MB, at most %d handshakes under way, %d handshakes of devices, %d failed, %d evicted, %d shed",
+		hellos, grown>>20, peak.Load()>>20, most.Load(), ok.Load(), failed.Load(), w.gw.Stats().HandshakesEvicted.Load(), w.gw.Stats().HandshakesShed.Load())
+	if !underRace && (peak.Load() > 100<<20 || grown > 100<<20) {
 		t.Error("memory grew by more than 100 MB")
 	}
-	if failed.Load() > 0 || ok.Load() == 0 {
+	if !underRace && failed.Load() > 0 || ok.Load() == 0 {
 		t.Errorf("%d handshakes of devices failed, %d succeeded", failed.Load(), ok.Load())
 	}
 	w.gw.Sweep(time.Now().Add(time.Minute))
@@ -373,14 +377,14 @@ func TestFootprint(t *testing.T) {
 		t.Logf("%s: %d bytes resident a session, of the gateway and the client of the test together; %d goroutines more", what, (now-start)/sessions, runtime.NumGoroutine()-goroutines)
 		return (now - start) / sessions
 	}
-	if each := settle("live"); each > 44<<10 {
+	if each := settle("live"); each > 44<<10 && !underRace {
 		t.Errorf("%d bytes a live session, want at most 44 KB", each)
 	}
 	w.gw.Sweep(time.Now().Add(time.Minute))
 	if n := w.gw.Gauges().Parked; n < sessions {
 		t.Errorf("%d of %d sessions are parked", n, sessions)
 	}
-	if each := settle("parked"); each > 8<<10 {
+	if each := settle("parked"); each > 8<<10 && !underRace {
 		t.Errorf("%d bytes a parked session, want at most 8 KB", each)
 	}
 	if extra := runtime.NumGoroutine() - goroutines; extra > 5 {
@@ -438,7 +442,7 @@ func TestManyRequestsOnOneSessionTakeNoMemory(t *testing.T) {
 	get(200_000)
 	grown := resident(t) - before
 	t.Logf("200000 requests: resident memory %+d KB", grown>>10)
-	if grown > 2<<20 {
+	if grown > 2<<20 && !underRace {
 		t.Errorf("memory grew by %d KB", grown>>10)
 	}
 }
