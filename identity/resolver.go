@@ -61,7 +61,7 @@ var ErrMismatch = fault.New(fault.Unauthenticated, "the credentials presented be
 
 // Resolve asks every method. All credentials a caller shows must name the same
 // actor: a token issued to one device is refused from the session of another
-// (contract coap-plgd). The first that recognises the caller is the one the
+// (as plgd has it). The first that recognises the caller is the one the
 func (r Resolver) Resolve(ctx context.Context, p Proof) (Actor, error) {
 	var found Actor // by value: a pointer would put every actor on the heap
 	known := false
