@@ -62,6 +62,7 @@ var ErrMismatch = fault.New(fault.Unauthenticated, "the credentials presented be
 // Resolve asks every method. All credentials a caller shows must name the same
 // actor: a token issued to one device is refused from the session of another
 // (as plgd has it). The first that recognises the caller is the one the
+// actor is said to be proven by.
 func (r Resolver) Resolve(ctx context.Context, p Proof) (Actor, error) {
 	var found Actor // by value: a pointer would put every actor on the heap
 	known := false

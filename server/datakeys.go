@@ -23,6 +23,7 @@ func (s *Server) resealers() map[string]func(context.Context) (int, error) {
 		"signing_key":   s.Tokens.Reseal,
 		"second_factor": s.Accounts.Reseal,
 		"dms":           s.EST.Reseal,
+		"lwm2m_server":  s.LwM2M.Reseal,
 	}
 	if kept, ok := s.PKI.Keys.(*pki.SealedKeys); ok { // those of a token are not ours to seal
 		all["ca_key"] = kept.Reseal

@@ -18,7 +18,7 @@ import (
 // buildEST opens enrolment.
 func (s *Server) buildEST(context.Context) error {
 	s.EST = &est.Service{
-		DB: s.DB, Audit: s.Audit, Devices: s.Devices, PKI: s.PKI, Log: s.Log, Now: s.Now, Config: s.Config.EST, Box: s.keys.Box("webhook"),
+		DB: s.DB, Audit: s.Audit, Devices: s.Devices, PKI: s.PKI, Log: s.Log, Now: s.Now, Config: s.Config.EST, Box: s.keys.Box("dms"),
 		Guard: outbound.Guard{Allow: s.Config.Webhook.Prefixes(), Deny: s.isOwn}, SystemCA: s.systemCA, JWT: s.bearerClaims,
 	}
 	s.every("enrolment", time.Hour, s.EST.Sweep)
