@@ -18,6 +18,7 @@ PACKAGES := \
 	iproute2 \
 	jq \
 	libcoap3-bin \
+	libstrongswan-extra-plugins \
 	libxml2-utils \
 	mender-client \
 	mosquitto \

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -212,6 +213,7 @@ func (st *stream) read() error {
 		if err != nil {
 			st.gw.stats.MessagesMalformed.Add(1)
 			st.abort("the message is not well-formed, or too large")
+			st.drain()
 			return err
 		}
 		if n > 0 {
@@ -291,6 +293,19 @@ func (st *stream) ping(m *coap.Message) bool {
 func (st *stream) abort(why string) {
 	_ = st.send(&coap.Message{Code: coap.Abort, Payload: []byte(why)})
 }
+
+// drain takes what a peer that broke the rules is still sending, within bounds:
+// a connection closed with something unread is reset, and the abort lost with it.
+func (st *stream) drain() {
+	_ = st.conn.SetReadDeadline(st.gw.Now().Add(lingerTime))
+	_, _ = io.CopyN(io.Discard, st.conn, lingerBytes)
+}
+
+// How long, and for how much, an aborted connection lingers.
+const (
+	lingerTime  = 500 * time.Millisecond
+	lingerBytes = 256 << 10
+)
 
 // request serves a request. When as many are being served as may be, nothing
 // more is read until one is done.
