@@ -456,7 +456,7 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 	far := *w
 	far.udp = n.addr()
 	const sessions, rounds = 200, 6
-	var failed atomic.Int64
+	var failed, again atomic.Int64
 	var wg sync.WaitGroup
 	clients := make([]*client, sessions)
 	for i := range clients {
@@ -466,6 +466,7 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 				if clients[i], err = far.dialFor(30*time.Second, withCID(psk("dev1", testKey))...); err == nil {
 					return
 				}
+				again.Add(1) // the server may have a session that the client knows nothing of
 			}
 			t.Error(err)
 		})
@@ -497,7 +498,7 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 	if failed.Load() > 0 {
 		t.Errorf("%d wake-ups failed", failed.Load())
 	}
-	if w.gw.Gauges().Sessions != sessions {
+	if left := w.gw.Gauges().Sessions; left < sessions || left > sessions+int(again.Load()) {
 		t.Errorf("%d sessions, want the %d there were", w.gw.Gauges().Sessions, sessions)
 	}
 }
