@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 
@@ -11,7 +12,7 @@ import (
 
 func webhookCommand(a *app) *cobra.Command {
 	return group("webhook", "Have other systems told of what happens",
-		webhookCreate(a), webhookList(a), webhookPause(a, true), webhookPause(a, false), webhookDeliveries(a), webhookResend(a), webhookDelete(a))
+		webhookCreate(a), webhookList(a), webhookPause(a, true), webhookPause(a, false), webhookTest(a), webhookSync(a), webhookDeliveries(a), webhookResend(a), webhookDelete(a))
 }
 
 var webhookColumns = []column[client.Webhook]{
@@ -25,18 +26,33 @@ var webhookColumns = []column[client.Webhook]{
 
 func webhookCreate(a *app) *cobra.Command {
 	var n client.NewWebhook
-	var secretFile string
+	var secretFile, connectionFile string
 	cmd := &cobra.Command{
-		Use:   "create URL",
-		Short: "Have events posted to a URL, in order, at least once, signed",
+		Use:   "create [URL]",
+		Short: "Have events posted to a URL, in order, at least once, signed; or an Azure IoT Hub follow the devices",
 		Long: `Have events posted to a URL. The secret that deliveries are signed with is shown
 this once. A receiver computes hex HMAC-SHA256 of "<t>.<body>", with t from the
-header X-Keystead-Signature ("t=...,v1=..."), and compares it with v1.`,
+header X-Keystead-Signature ("t=...,v1=..."), and compares it with v1.
+
+With --connection-file, an Azure IoT Hub has an identity for each device that was let in,
+enabled while the device may come in and gone when it is decommissioned. The file holds
+the connection string of a shared access policy that may write to the registry.`,
 		Example: `  keystead webhook create https://ops.example.org/keystead --type 'device.*'
-  keystead webhook create https://hosted.example.org/hook --format mender`,
-		Args: cobra.ExactArgs(1),
+  keystead webhook create https://hosted.example.org/hook --format mender
+  keystead webhook create --connection-file hub.txt`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) (err error) {
-			n.URL = args[0]
+			switch {
+			case (len(args) == 1) == (connectionFile != ""):
+				return usage(cmd, errors.New("give a URL, or --connection-file for a hub"))
+			case len(args) == 1:
+				n.URL = args[0]
+			default:
+				n.Format = "azure-iot-hub"
+				if n.Connection, err = a.readSecret(connectionFile); err != nil {
+					return err
+				}
+			}
 			if secretFile != "" {
 				if n.Secret, err = a.readSecret(secretFile); err != nil {
 					return err
@@ -46,14 +62,18 @@ header X-Keystead-Signature ("t=...,v1=..."), and compares it with v1.`,
 			if err != nil {
 				return err
 			}
-			return printOne(a, w, append([]column[client.Webhook]{
-				{name: "secret", cell: func(w client.Webhook) string { return w.Secret }},
-			}, webhookColumns...))
+			columns := webhookColumns
+			if w.Secret != "" {
+				columns = append([]column[client.Webhook]{{name: "secret", cell: func(w client.Webhook) string { return w.Secret }}}, columns...)
+			}
+			return printOne(a, w, columns)
 		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&n.Format, "format", "", "how events are written: `cloudevents` or mender")
 	f.StringArrayVar(&n.Types, "type", nil, "only events of this `type`; a trailing * stands for any rest; may be repeated")
+	f.StringVar(&connectionFile, "connection-file", "", "the `file` with a hub's connection string; - for standard input")
+	f.StringVar(&n.HubAuth, "auth", "", "how devices prove themselves to the hub: `sas`, by keys it makes, or certificateAuthority")
 	f.StringVar(&secretFile, "secret-file", "", "sign with the secret in this `file`, in hexadecimal; - for standard input")
 	return cmd
 }
@@ -99,6 +119,70 @@ func webhookPause(a *app, paused bool) *cobra.Command {
 				return err
 			}
 			return printOne(a, w, webhookColumns)
+		}),
+	}
+}
+
+func webhookTest(a *app) *cobra.Command {
+	var device string
+	cmd := &cobra.Command{
+		Use:   "test WEBHOOK",
+		Short: "Send an event of type test, now and once; of a hub, see whether it can be reached and change nothing",
+		Example: `  keystead webhook test 0190f3c2-…
+  keystead webhook test 0190f3c2-… --device 0190f3c5-…`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeWebhooks(),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			r, err := c.TestWebhook(cmd.Context(), args[0], device)
+			if err != nil {
+				return err
+			}
+			if !r.OK {
+				return errors.New(r.Error)
+			}
+			a.done("it answered with status %d", r.Status)
+			if device != "" {
+				a.done("to do for the device: %s", r.Action)
+			}
+			return nil
+		}),
+	}
+	cmd.Flags().StringVar(&device, "device", "", "of a hub: say what there would be to do for this device, by its `id`")
+	return cmd
+}
+
+func webhookSync(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "sync WEBHOOK",
+		Short:             "Have a hub show how the devices stand that were there before it was",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeWebhooks(),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			counts, err := c.DeviceCounts(cmd.Context())
+			if err != nil {
+				return err
+			}
+			total := 0
+			for _, n := range counts {
+				total += n
+			}
+			bar := a.progress("devices", max(total, 1))
+			queued, cursor := 0, ""
+			for {
+				r, err := c.SyncWebhook(cmd.Context(), args[0], cursor)
+				if err != nil {
+					bar.end()
+					return hinted(err, "%d are queued; the same command again does the rest, and for those nothing", queued)
+				}
+				queued += r.Queued
+				bar.at(min(queued, max(total, 1)))
+				if cursor = r.Next; cursor == "" {
+					break
+				}
+			}
+			bar.end()
+			a.done("%d devices queued; keystead webhook deliveries %s lists what waits", queued, args[0])
+			return nil
 		}),
 	}
 }

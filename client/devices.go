@@ -108,6 +108,11 @@ func (c *Client) Devices(ctx context.Context, f DeviceFilter) iter.Seq2[Device, 
 	return List[Device](ctx, c, devicesPath, q)
 }
 
+// DeviceCounts says how many devices of the organisation are in each state.
+func (c *Client) DeviceCounts(ctx context.Context) (map[string]int, error) {
+	return Do[map[string]int](ctx, c, http.MethodGet, devicesPath+"/counts", nil, nil)
+}
+
 // EditDevice changes what people say of a device.
 func (c *Client) EditDevice(ctx context.Context, name string, e DeviceEdit) (Device, error) {
 	return Do[Device](ctx, c, http.MethodPatch, devicesPath+Path(name), nil, e)

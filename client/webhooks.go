@@ -15,16 +15,35 @@ type Webhook struct {
 	Format    string    `json:"format"`
 	Types     []string  `json:"types"`
 	Paused    bool      `json:"paused"`
+	Policy    string    `json:"policy,omitempty"`         // of an Azure IoT Hub
+	HubAuth   string    `json:"authentication,omitempty"` // of an Azure IoT Hub
 	CreatedAt time.Time `json:"created_at"`
 	Secret    string    `json:"secret,omitempty"` // hexadecimal; when it was just made
 }
 
 // NewWebhook is a webhook to be made.
 type NewWebhook struct {
-	URL    string   `json:"url"`
+	URL    string   `json:"url,omitempty"`
 	Format string   `json:"format,omitempty"`
 	Types  []string `json:"types,omitempty"`
 	Secret string   `json:"secret,omitempty"` // hexadecimal; one is made if it is empty
+
+	Connection string `json:"connection_string,omitempty"` // of an Azure IoT Hub, in place of the others
+	HubAuth    string `json:"authentication,omitempty"`
+}
+
+// WebhookTest is what came of a test.
+type WebhookTest struct {
+	OK     bool   `json:"ok"`
+	Status int    `json:"status"`
+	Error  string `json:"error"`
+	Action string `json:"action,omitempty"` // what there would be to do for the device
+}
+
+// WebhookSync is one step of bringing a hub up to date.
+type WebhookSync struct {
+	Queued int    `json:"queued"`
+	Next   string `json:"next,omitempty"` // "" at the end
 }
 
 // Delivery is an event on its way to a webhook, or put aside.
@@ -80,4 +99,15 @@ func (c *Client) Deliveries(ctx context.Context, id string, failed bool) iter.Se
 // ResendDelivery tries a delivery that was put aside again.
 func (c *Client) ResendDelivery(ctx context.Context, id, delivery string) (Delivery, error) {
 	return Do[Delivery](ctx, c, http.MethodPost, webhooksPath+Path(id, "deliveries", delivery, "resend"), nil, nil)
+}
+
+// TestWebhook tries a receiver once; of a hub it changes nothing, and says what there is to
+// do for a device if one is named.
+func (c *Client) TestWebhook(ctx context.Context, id, device string) (WebhookTest, error) {
+	return Do[WebhookTest](ctx, c, http.MethodPost, webhooksPath+Path(id, "test"), nil, map[string]string{"device": device})
+}
+
+// SyncWebhook queues a page of the devices for a hub.
+func (c *Client) SyncWebhook(ctx context.Context, id, cursor string) (WebhookSync, error) {
+	return Do[WebhookSync](ctx, c, http.MethodPost, webhooksPath+Path(id, "sync"), nil, map[string]string{"cursor": cursor})
 }

@@ -130,11 +130,7 @@ func (s *Service) drain(ctx context.Context, w Webhook) (time.Duration, error) {
 // try delivers d once and notes what came of it. It reports false if the
 // delivery stays at the head of its queue.
 func (s *Service) try(ctx context.Context, w Webhook, secret seal.Secret, d Delivery) (done bool, err error) {
-	m, err := w.encode(d, secret)
-	if err != nil {
-		return false, err
-	}
-	code, sendErr := s.Send(ctx, m)
+	code, sendErr := s.deliver(ctx, w, secret, d)
 	if ctx.Err() != nil {
 		return false, nil //nolint:nilerr // stopping: it is tried again at the next start
 	}
@@ -156,6 +152,20 @@ func (s *Service) try(ctx context.Context, w Webhook, secret seal.Secret, d Deli
 		return missingIsFine(err)
 	})
 	return done, err
+}
+
+// deliver makes one try, and returns the receiver's status.
+func (s *Service) deliver(ctx context.Context, w Webhook, secret seal.Secret, d Delivery) (int, error) {
+	if w.Format == AzureIoTHub {
+		done, err := hub{s, w, secret}.settle(ctx, d.Event.Subj, false)
+		return done.Status, err
+	}
+	m, err := w.encode(d, secret)
+	if err != nil {
+		return 0, err
+	}
+	a, err := s.Send(ctx, m)
+	return a.Status, err
 }
 
 func missingIsFine(err error) error {
@@ -209,7 +219,7 @@ func (s *Service) purge(ctx context.Context, w Webhook) error {
 
 // encode writes a delivery as its receiver wants it.
 func (w *Webhook) encode(d Delivery, secret seal.Secret) (Message, error) {
-	m := Message{URL: w.URL, Delivery: d.ID}
+	m := Message{Method: "POST", URL: w.URL, Delivery: d.ID}
 	var err error
 	if w.Format == Mender {
 		m.Body, err = json.Marshal(menderEvent{d.Event.ID, d.Event.Type, d.Event.Data, d.Event.Time.UTC()})

@@ -9,8 +9,10 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
 
@@ -48,8 +50,10 @@ type Webhook struct {
 	Org       string    `cbor:"org"`
 	URL       string    `cbor:"url"`
 	Format    Format    `cbor:"format"`
-	Types     []string  `cbor:"types,omitempty"` // of events; a trailing "*" stands for any rest; none for all
-	Sealed    []byte    `cbor:"sealed"`          // the secret that deliveries are signed with
+	Types     []string  `cbor:"types,omitempty"`  // of events; a trailing "*" stands for any rest; none for all
+	Sealed    []byte    `cbor:"sealed"`           // the secret that deliveries are signed with
+	Policy    string    `cbor:"policy,omitempty"` // of a hub: whose key the secret is
+	HubAuth   string    `cbor:"auth,omitempty"`   // of a hub: how devices prove themselves there
 	Paused    bool      `cbor:"paused,omitempty"`
 	Deleted   bool      `cbor:"deleted,omitempty"` // Run drops what waits for it, and then the record
 	CreatedAt time.Time `cbor:"created"`
@@ -91,13 +95,20 @@ var (
 		}})
 )
 
-// Message is one try of a delivery.
+// Message is one request of a try of a delivery.
 type Message struct {
+	Method   string
 	URL      string
 	Header   map[string]string
 	Body     []byte
 	Delivery string      // the same id at every try
 	Secret   seal.Secret // what the sender signs with; nil if the message is signed
+}
+
+// Answer is what the receiver of a message said.
+type Answer struct {
+	Status int
+	Body   []byte
 }
 
 // MaxWebhooks is how many webhooks an organisation has.
@@ -109,9 +120,10 @@ type Service struct {
 	Audit *audit.Log
 	Box   *seal.Box
 	Now   func() time.Time
-	// Send makes one try. It returns the receiver's status, or an error if there
-	// was no answer.
-	Send func(ctx context.Context, m Message) (int, error)
+	// Send makes one request. It returns an error if there was no answer.
+	Send func(ctx context.Context, m Message) (Answer, error)
+	// Standing says how a device of an organisation stands.
+	Standing func(ctx context.Context, org, device string) (Standing, error)
 	// CheckURL says what is wrong with the URL of a new webhook.
 	CheckURL func(url string) error
 
@@ -171,22 +183,29 @@ type New struct {
 	Format Format
 	Types  []string
 	Secret seal.Secret // 16 to 128 bytes; one is made if it is empty
+	// Connection is the connection string of a hub, and HubAuth how devices prove
+	// themselves there, HubKeys if it is empty. They stand in for all but Format.
+	Connection seal.Secret
+	HubAuth    string
 }
 
-// Create adds a webhook. The secret is returned this once.
+// Create adds a webhook. The secret is returned this once, and that of a hub not at all.
 func (s *Service) Create(ctx context.Context, n New) (Webhook, seal.Secret, error) {
-	if n.Format == "" {
-		n.Format = CloudEvents
+	policy, err := n.fill()
+	if err == nil {
+		err = s.check(n)
 	}
-	if len(n.Secret) == 0 {
-		n.Secret = seal.NewSecret(32)
-	}
-	if err := s.check(n); err != nil {
+	if err != nil {
 		return Webhook{}, nil, err
 	}
 	now := s.Now().UTC()
-	w := Webhook{ID: id.New(now), Org: identity.OrgOf(ctx), URL: n.URL, Format: n.Format, Types: n.Types, CreatedAt: now}
+	w := Webhook{
+		ID: id.New(now), Org: identity.OrgOf(ctx), URL: n.URL, Format: n.Format, Types: n.Types, Policy: policy, HubAuth: n.HubAuth, CreatedAt: now,
+	}
 	w.Sealed = s.Box.Seal(w.place(), n.Secret)
+	if w.Format == AzureIoTHub {
+		n.Secret = nil
+	}
 	return w, n.Secret, s.DB.Update(ctx, func(tx store.Tx) error {
 		has, err := webhooks.Count(tx, "org", store.TermOf(w.Org))
 		if err != nil {
@@ -202,13 +221,39 @@ func (s *Service) Create(ctx context.Context, n New) (Webhook, seal.Secret, erro
 	})
 }
 
+// fill puts in what was left to be chosen, and for a hub what its connection string says.
+// It returns the name of the hub's policy.
+func (n *New) fill() (policy string, err error) {
+	if n.Format == "" {
+		n.Format = CloudEvents
+	}
+	if n.Format == AzureIoTHub {
+		if n.URL != "" || n.Types != nil || n.Secret != nil {
+			return "", fault.InvalidFields(fault.Field{Name: "connection_string", Message: "says where a hub is and what signs; leave out url, types and secret"})
+		}
+		c, err := parseConnection(n.Connection)
+		n.URL, n.Types, n.Secret, n.HubAuth = "https://"+c.host, hubTypes, c.key, cmp.Or(n.HubAuth, HubKeys)
+		return c.policy, err
+	}
+	if n.Connection != nil || n.HubAuth != "" {
+		return "", fault.InvalidFields(fault.Field{Name: "connection_string", Message: "goes, like authentication, with the format azure-iot-hub"})
+	}
+	if len(n.Secret) == 0 {
+		n.Secret = seal.NewSecret(32)
+	}
+	return "", nil
+}
+
 func (s *Service) check(n New) error {
 	var bad []fault.Field
 	if err := s.CheckURL(n.URL); err != nil {
 		bad = append(bad, fault.Field{Name: "url", Message: fault.Message(err)})
 	}
-	if n.Format != CloudEvents && n.Format != Mender {
-		bad = append(bad, fault.Field{Name: "format", Message: "must be cloudevents or mender"})
+	if n.Format != CloudEvents && n.Format != Mender && n.Format != AzureIoTHub {
+		bad = append(bad, fault.Field{Name: "format", Message: "must be cloudevents, mender or azure-iot-hub"})
+	}
+	if n.HubAuth != "" && n.HubAuth != HubKeys && n.HubAuth != HubCertificates {
+		bad = append(bad, fault.Field{Name: "authentication", Message: "must be sas or certificateAuthority"})
 	}
 	if len(n.Secret) < 16 || len(n.Secret) > 128 {
 		bad = append(bad, fault.Field{Name: "secret", Message: "must have 16 to 128 bytes"})
@@ -325,4 +370,77 @@ func (s *Service) Resend(ctx context.Context, webhookID, deliveryID string) (d D
 		return err
 	})
 	return d, err
+}
+
+// TestReport is what came of a test.
+type TestReport struct {
+	Action string // of a hub: what there is to do for the device
+	Status int    // HTTP status of the answer, 0 if there was none
+	Error  string // why it did not go well, "" if it did
+}
+
+// Test sends a webhook an event of type "test", now and once; it is not queued. Of a hub it
+// changes nothing: it is asked for its statistics, or what there would be to do for a device
+// if one is named.
+func (s *Service) Test(ctx context.Context, webhookID, device string) (r TestReport, err error) {
+	w, err := s.Get(ctx, webhookID)
+	if err != nil {
+		return r, err
+	}
+	if device != "" && w.Format != AzureIoTHub {
+		return r, fault.InvalidFields(fault.Field{Name: "device", Message: "goes with an azure-iot-hub"})
+	}
+	secret, err := s.Box.Open(w.place(), w.Sealed)
+	if err != nil {
+		return r, fmt.Errorf("events: webhook %s: %w", w.ID, err)
+	}
+	defer secret.Wipe()
+	var sendErr error
+	switch h := (hub{s, w, secret}); {
+	case device != "":
+		var done settled
+		done, sendErr = h.settle(ctx, device, true)
+		r.Action, r.Status = done.Action, done.Status
+	case w.Format == AzureIoTHub:
+		var a Answer
+		a, sendErr = h.ask(ctx, "GET", "/statistics/devices", "", nil)
+		r.Status = a.Status
+	default:
+		now := s.Now().UTC()
+		e := Event{ID: id.New(now), Org: w.Org, Type: "test", Time: now, Data: json.RawMessage(`{}`)}
+		r.Status, sendErr = s.deliver(ctx, w, secret, Delivery{ID: id.New(now), Webhook: w.ID, Event: e})
+	}
+	if sendErr != nil || r.Status < 200 || r.Status > 299 {
+		r.Error = reason(r.Status, sendErr)
+	}
+	return r, nil
+}
+
+// MaxSync is how many devices Sync takes.
+const MaxSync = 500
+
+// Sync queues for a hub that it shows how devices stand that were there before it was.
+func (s *Service) Sync(ctx context.Context, webhookID string, deviceIDs []string) error {
+	if len(deviceIDs) > MaxSync {
+		return fault.New(fault.TooLarge, "at most %d devices at a time", MaxSync)
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		w, err := s.own(ctx, tx, webhookID)
+		if err != nil {
+			return err
+		}
+		if w.Format != AzureIoTHub {
+			return fault.New(fault.Conflict, "only an azure-iot-hub is brought up to date; a webhook hears of what happens")
+		}
+		now := s.Now().UTC()
+		for _, device := range deviceIDs {
+			e := Event{ID: id.New(now), Org: w.Org, Type: "device.sync", Subj: device, Time: now, Data: json.RawMessage(`{}`)}
+			d := Delivery{ID: id.New(now), Webhook: w.ID, Event: e}
+			if err := deliveries.Insert(tx, d.ID, d); err != nil {
+				return err
+			}
+		}
+		tx.OnCommit(s.poke)
+		return nil
+	})
 }

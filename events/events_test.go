@@ -54,12 +54,12 @@ func start(t *testing.T) *world {
 			}
 			return nil
 		},
-		Send: func(_ context.Context, m events.Message) (int, error) {
+		Send: func(_ context.Context, m events.Message) (events.Answer, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			m.Secret = append(seal.Secret{}, m.Secret...) // it is wiped after
 			w.got = append(w.got, m)
-			return w.status, w.broken
+			return events.Answer{Status: w.status}, w.broken
 		},
 	}
 	return w
@@ -263,7 +263,7 @@ func TestRunWakesAndStops(t *testing.T) {
 	w.hook(t, events.New{URL: "https://hook"})
 	arrived := make(chan struct{}, 1)
 	send := w.Send
-	w.Send = func(ctx context.Context, m events.Message) (int, error) {
+	w.Send = func(ctx context.Context, m events.Message) (events.Answer, error) {
 		defer func() { arrived <- struct{}{} }()
 		return send(ctx, m)
 	}

@@ -19,6 +19,8 @@ import (
 	"keystead/fault"
 	"keystead/identity"
 	"keystead/outbound"
+	"keystead/page"
+	"keystead/seal"
 	"keystead/store"
 )
 
@@ -31,6 +33,8 @@ func (s *Server) webhookRoutes() []route {
 		{method: http.MethodDelete, path: one, need: identity.OrgAdmin, handle: s.deleteWebhook},
 		{method: http.MethodPost, path: one + "/pause", need: identity.OrgAdmin, handle: s.pauseWebhook},
 		{method: http.MethodPost, path: one + "/resume", need: identity.OrgAdmin, handle: s.resumeWebhook},
+		{method: http.MethodPost, path: one + "/test", need: identity.OrgAdmin, handle: s.testWebhook},
+		{method: http.MethodPost, path: one + "/sync", need: identity.OrgAdmin, handle: s.syncWebhook},
 		{method: http.MethodGet, path: one + "/deliveries", need: identity.OrgAdmin, handle: s.listDeliveries},
 		{method: http.MethodPost, path: one + "/deliveries/:delivery/resend", need: identity.OrgAdmin, handle: s.resendDelivery},
 	}
@@ -46,14 +50,38 @@ func (s *Server) buildEvents(context.Context) error {
 	s.Events = &events.Service{
 		DB: s.DB, Audit: s.Audit, Box: s.keys.Box("webhook"), Now: s.Now,
 		CheckURL: func(url string) error { return outbound.CheckURL(url, false) },
-		Send: func(ctx context.Context, m events.Message) (int, error) {
-			a, err := client.Do(ctx, outbound.Request{Method: http.MethodPost, URL: m.URL, Header: m.Header, Body: m.Body, Delivery: m.Delivery, Secret: m.Secret})
-			return a.Status, err
+		Standing: s.standing,
+		Send: func(ctx context.Context, m events.Message) (events.Answer, error) {
+			a, err := client.Do(ctx, outbound.Request{Method: m.Method, URL: m.URL, Header: m.Header, Body: m.Body, Delivery: m.Delivery, Secret: m.Secret})
+			return events.Answer{Status: a.Status, Body: a.Body}, err
 		},
 	}
 	s.Devices.Observe(s.emitDevice)
 	s.tasks = append(s.tasks, task{"events", s.Events.Run})
 	return nil
+}
+
+// standing is how a device stands for the registries of others: it may come in if it is
+// active and has a credential that is good.
+func (s *Server) standing(ctx context.Context, org, deviceID string) (standing events.Standing, err error) {
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		d, err := s.Devices.GetIn(ctx, tx, deviceID)
+		switch {
+		case fault.Is(err, fault.NotFound), err == nil && (d.Org != org || d.State == devices.Decommissioned):
+			standing = events.Absent
+			return nil
+		case err != nil:
+			return err
+		}
+		standing = events.Disabled
+		for _, c := range d.Credentials {
+			if d.State == devices.Active && (c.State == devices.CredentialActive || c.State == devices.CredentialRetiring) {
+				standing = events.Enabled
+			}
+		}
+		return nil
+	})
+	return standing, err
 }
 
 // outbound returns a client for the requests the server itself makes, with conf
@@ -111,12 +139,14 @@ type webhookView struct {
 	Format    events.Format `json:"format"`
 	Types     []string      `json:"types"`
 	Paused    bool          `json:"paused"`
+	Policy    string        `json:"policy,omitempty"`
+	HubAuth   string        `json:"authentication,omitempty"`
 	CreatedAt time.Time     `json:"created_at"`
 	Secret    string        `json:"secret,omitempty"` // in the answer to its creation and in no other
 }
 
 func viewWebhook(w events.Webhook) webhookView {
-	return webhookView{ID: w.ID, URL: w.URL, Format: w.Format, Types: orEmpty(w.Types), Paused: w.Paused, CreatedAt: w.CreatedAt}
+	return webhookView{ID: w.ID, URL: w.URL, Format: w.Format, Types: orEmpty(w.Types), Paused: w.Paused, Policy: w.Policy, HubAuth: w.HubAuth, CreatedAt: w.CreatedAt}
 }
 
 type newWebhook struct {
@@ -124,6 +154,10 @@ type newWebhook struct {
 	Format events.Format `json:"format"`
 	Types  []string      `json:"types"`
 	Secret string        `json:"secret"` // hex
+
+	// Of a hub, in place of the others.
+	Connection string `json:"connection_string"`
+	HubAuth    string `json:"authentication"`
 }
 
 func (s *Server) createWebhook(c echo.Context) error {
@@ -135,7 +169,14 @@ func (s *Server) createWebhook(c echo.Context) error {
 	if err != nil {
 		return fault.InvalidFields(fault.Field{Name: "secret", Message: "must be written in hexadecimal"})
 	}
-	w, made, err := s.Events.Create(c.Request().Context(), events.New{URL: in.URL, Format: in.Format, Types: in.Types, Secret: secret})
+	n := events.New{URL: in.URL, Format: in.Format, Types: in.Types, HubAuth: in.HubAuth}
+	if in.Secret != "" {
+		n.Secret = secret
+	}
+	if in.Connection != "" {
+		n.Connection = seal.Secret(in.Connection)
+	}
+	w, made, err := s.Events.Create(c.Request().Context(), n)
 	if err != nil {
 		return err
 	}
@@ -182,6 +223,60 @@ func (s *Server) setPaused(c echo.Context, paused bool) error {
 		return err
 	}
 	return c.JSON(http.StatusOK, viewWebhook(w))
+}
+
+type receiverTest struct {
+	Device string `json:"device"`
+}
+
+type receiverTestView struct {
+	OK     bool   `json:"ok"`
+	Status int    `json:"status"`
+	Error  string `json:"error"`
+	Action string `json:"action,omitempty"`
+}
+
+// testWebhook tries a receiver once. That it fails is no error of the request.
+func (s *Server) testWebhook(c echo.Context) error {
+	var in receiverTest
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	r, err := s.Events.Test(c.Request().Context(), c.Param("id"), in.Device)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, receiverTestView{r.Error == "", r.Status, r.Error, r.Action})
+}
+
+type webhookSync struct {
+	Cursor page.Cursor `json:"cursor"`
+}
+
+type webhookSyncView struct {
+	Queued int         `json:"queued"`
+	Next   page.Cursor `json:"next,omitempty"`
+}
+
+// syncWebhook queues a page of the organisation's devices for a hub.
+func (s *Server) syncWebhook(c echo.Context) error {
+	var in webhookSync
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	ctx := c.Request().Context()
+	p, err := s.Devices.List(ctx, devices.Filter{}, page.Request{Limit: events.MaxSync, After: in.Cursor})
+	if err != nil {
+		return err
+	}
+	ids := make([]string, len(p.Items))
+	for i, d := range p.Items {
+		ids[i] = d.ID
+	}
+	if err := s.Events.Sync(ctx, c.Param("id"), ids); err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, webhookSyncView{len(ids), p.Next})
 }
 
 type deliveryView struct {
