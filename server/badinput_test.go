@@ -54,10 +54,12 @@ var pathParameter = regexp.MustCompile(`:\w+|\*`)
 // fine are inputs that an operation takes all the same, as the published API it
 // comes from does.
 var fine = map[string][]string{
-	"DELETE /keys/:id":     {"path"},                             // what is not there is gone
-	"POST /identities/psk": {"body empty", "body unknown field"}, // every field is optional, and newer ones may come
-	"POST /accesskeys":     {"body unknown field"},
-	"POST /orgs/search":    {"body empty"}, // all of them
+	// What is not there is gone.
+	"DELETE /keys/:id": {"path"},
+	// Every field is optional, and newer ones may come.
+	"POST /identities/psk":                           {"body empty", "body unknown field"},
+	"POST /accesskeys":                               {"body unknown field"},
+	"POST /orgs/search":                              {"body empty"},
 	"POST /api/management/v2/devauth/devices/search": {"body unknown field"},
 	"POST /things/search":                            {"body empty"},
 	"POST /users/search":                             {"body empty"},
