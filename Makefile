@@ -39,7 +39,7 @@ run: build ## build, start in ./data (DATA=dir) and say where things are
 	@exec ./bin/keystead serve --data $(DATA)
 
 test: packages build ## every test, with real clients; as root installs the Debian packages it needs
-	@{ $(GO) test -json -timeout 8m ./... || true; $(GO) test -json -tags e2e -timeout 10m ./e2e/... || true; } | $(GO) run ./internal/tested
+	@{ $(GO) test -json -timeout 8m ./... || true; $(GO) test -json -tags e2e -timeout 10m ./e2e/... || true; } | $(GO) run ./internal/tested -again
 
 unit: ## the tests that need nothing but Go
 	@$(GO) test ./...
@@ -108,7 +108,7 @@ packages: # what the tests need and is missing: installed as root, else named
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "the tests need: $$missing"; echo "hint: apt-get install $$missing, or make test as root"; exit 1; fi; \
 	echo "installing $$missing"; \
-	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$missing >/dev/null
 
 dist: ## static, stripped binaries for Linux in dist/ (VERSION=1.2.3)
 	@for arch in amd64 arm64 arm; do \

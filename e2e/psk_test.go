@@ -4,6 +4,7 @@ package e2e_test
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -65,7 +66,8 @@ func TestUnknownIdentityAndWrongKeyLookTheSame(t *testing.T) {
 	}
 }
 
-// essence is what a client printed, without times and ports, and each line once.
+// essence is what a client printed, without times and ports, each line once and
+// in order of the alphabet: what times out first is the scheduler's choice.
 func essence(r result) string {
 	seen := map[string]bool{}
 	var lines []string
@@ -81,6 +83,7 @@ func essence(r result) string {
 			lines = append(lines, line)
 		}
 	}
+	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }
 

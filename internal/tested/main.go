@@ -2,15 +2,24 @@
 // wants to know: a line per package, everything of what failed, the slowest
 // tests, and as the last line how many passed and failed. It ends with 1 if
 // anything failed, or nothing ran.
+//
+// With -again, a few tests that failed are run once more, each alone: what
+// passes then is named as unsteady, since a machine that is busy with all the
+// others can make real clients give up, and what fails again has failed.
 package main
 
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +37,12 @@ type event struct {
 
 type name struct{ pkg, test string }
 
+// top is the test that a subtest is of: what -run can name.
+func (n name) top() name {
+	n.test, _, _ = strings.Cut(n.test, "/")
+	return n
+}
+
 type took struct {
 	name
 	seconds float64
@@ -37,21 +52,58 @@ type took struct {
 type summary struct {
 	out                     io.Writer
 	passed, failed, skipped int
-	packages                int // that failed
+	failures                map[name]int // by test, its subtests counted
+	broken                  int          // packages that failed with no test failing in them
 	said                    map[name][]string
 	slow                    []took
 }
 
-// listed is how many of the slowest tests are named.
-const listed = 10
+const (
+	listed  = 10 // of the slowest tests are named
+	forgive = 3  // tests are run again at most: where more fail, it is not chance
+)
 
 func main() {
-	s := &summary{out: os.Stdout, said: map[name][]string{}}
+	again := flag.Bool("again", false, "run a few failed tests once more, alone")
+	flag.Parse()
+	s := newSummary(os.Stdout)
 	if err := s.read(os.Stdin); err != nil {
 		fmt.Fprintf(os.Stderr, "tested: %v\n", err)
 		os.Exit(1)
 	}
+	if *again {
+		s.again(run)
+	}
 	os.Exit(s.end())
+}
+
+func newSummary(out io.Writer) *summary {
+	return &summary{out: out, failures: map[name]int{}, said: map[name][]string{}}
+}
+
+// run runs one test alone and reports whether it passed.
+func run(n name, out io.Writer) bool {
+	cmd := exec.CommandContext(context.Background(), "go", "test", "-count=1", "-tags", "e2e", "-timeout", "5m", "-run", "^"+regexp.QuoteMeta(n.test)+"$", n.pkg) //nolint:gosec // G204: what go test itself has named
+	cmd.Stdout, cmd.Stderr = out, out
+	return cmd.Run() == nil
+}
+
+// again gives the tests that failed a second chance.
+func (s *summary) again(run func(name, io.Writer) bool) {
+	if len(s.failures) > forgive {
+		return
+	}
+	for _, n := range slices.SortedFunc(maps.Keys(s.failures), func(a, b name) int {
+		return cmp.Or(strings.Compare(a.pkg, b.pkg), strings.Compare(a.test, b.test))
+	}) {
+		fmt.Fprintf(s.out, "again, alone: %s %s\n", n.pkg, n.test)
+		if !run(n, s.out) {
+			continue
+		}
+		fmt.Fprintf(s.out, "unsteady: %s %s failed among the others and passed alone\n", n.pkg, n.test)
+		s.passed += s.failures[n]
+		s.failed -= s.failures[n]
+	}
 }
 
 func (s *summary) read(r io.Reader) error {
@@ -99,6 +151,7 @@ func (s *summary) endTest(n name, e event) {
 		fmt.Fprintf(s.out, "skipped %s %s: %s\n", n.pkg, n.test, strings.TrimSpace(last(s.said[n])))
 	case "fail":
 		s.failed++
+		s.failures[n.top()]++
 		fmt.Fprint(s.out, strings.Join(s.said[n], ""))
 	}
 	delete(s.said, n)
@@ -117,7 +170,9 @@ func last(said []string) string {
 
 func (s *summary) endPackage(n name, e event) {
 	if e.Action == "fail" {
-		s.packages++
+		if !s.anyFailedIn(n.pkg) {
+			s.broken++
+		}
 		for other, said := range s.said { // of tests that a crash kept from ending, and of the compiler
 			if other.pkg == n.pkg || strings.HasPrefix(other.pkg, n.pkg+" ") {
 				fmt.Fprint(s.out, strings.Join(said, ""))
@@ -134,15 +189,24 @@ func (s *summary) endPackage(n name, e event) {
 	}
 }
 
+// anyFailedIn tells a package in which a test failed from one that did not
+// build, or crashed outside a test.
+func (s *summary) anyFailedIn(pkg string) bool {
+	for n := range s.failures {
+		if n.pkg == pkg {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *summary) end() int {
 	slices.SortFunc(s.slow, func(a, b took) int { return cmp.Compare(b.seconds, a.seconds) })
 	fmt.Fprintln(s.out, "slowest:")
 	for _, t := range s.slow[:min(listed, len(s.slow))] {
 		fmt.Fprintf(s.out, "  %8s %s %s\n", time.Duration(t.seconds*float64(time.Second)).Round(100*time.Millisecond), t.pkg, t.test)
 	}
-	if s.packages > 0 && s.failed == 0 { // it did not build, or crashed outside a test
-		s.failed = s.packages
-	}
+	s.failed += s.broken
 	if s.skipped > 0 {
 		fmt.Fprintf(s.out, "%d skipped\n", s.skipped)
 	}
