@@ -246,8 +246,8 @@ func caSign(a *app) *cobra.Command {
 }
 
 func certCommand(a *app) *cobra.Command {
-	return group("cert", "List, show and revoke certificates",
-		certList(a), certShow(a), certPEM(a), certExpiry(a),
+	return group("cert", "Issue, list, show and revoke certificates",
+		certIssue(a), certList(a), certShow(a), certPEM(a), certExpiry(a),
 		certEnd(a, "revoke", "Revoke a certificate: the next use is refused, what is open is closed", ""),
 		certEnd(a, "hold", "Put a certificate on hold", "certificateHold"),
 		certEnd(a, "release", "Release a certificate that is on hold", "removeFromCRL"))

@@ -38,6 +38,7 @@ type Config struct {
 	CoAP      CoAP        `mapstructure:"coap"`
 	Ops       Listener    `mapstructure:"ops"`
 	TLS       TLS         `mapstructure:"tls"`
+	MTLS      MTLS        `mapstructure:"mtls"`
 	PKI       pki.Config  `mapstructure:"pki"`
 	EST       est.Config  `mapstructure:"est"`
 	Timeouts  Timeouts    `mapstructure:"timeouts"`
@@ -153,6 +154,17 @@ func (t TLS) Validate() error {
 		check((t.Certificate == "") == (t.Key == ""), "certificate: is set together with key, or neither is"),
 		oneOf("min_version", t.MinVersion, "1.2", "1.3"),
 	)
+}
+
+// MTLS is what client certificates prove besides those of the inventory.
+type MTLS struct {
+	CNThingKey     bool `mapstructure:"cn_thing_key"`
+	CNThingKeyDTLS bool `mapstructure:"cn_thing_key_dtls"`
+}
+
+// Validate reports what is wrong with m.
+func (m MTLS) Validate() error {
+	return check(m.CNThingKey || !m.CNThingKeyDTLS, "cn_thing_key_dtls: does nothing without cn_thing_key; set both")
 }
 
 // Split returns the names that are DNS names, and those that are addresses.

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const senml = `[{"bn":"some-base-name:","bt":1.276020076001e+09, "bu":"A","bver":5, "n":"voltage","u":"V","v":120.1}, {"n":"current","t":-5,"v":1.2}, {"n":"current","t":-4,"v":1.3}]`
@@ -155,18 +156,30 @@ func wait(t *testing.T, what string, ok func() bool) {
 	(&server{t: t, logs: &buffer{}}).eventually(what, ok)
 }
 
-// The command of the seed, with host, port and file names of this server, and
-// the same with each key header: the message reaches each sink once, with who
-// sent it.
+// seedCommand is the command of the seed as it is written there; only the host,
+// the port and the names of the files are of this server. It prints the status.
+const seedCommand = `curl -s -S -i --cacert docker/ssl/certs/ca.crt --cert docker/ssl/certs/meter.crt --key docker/ssl/certs/meter.key -X POST -H "Content-Type: application/senml+json" https://localhost/http/messages -d '` + senml + `'`
+
+// seed runs the seed's command with the certificate and key of the named files,
+// and returns the status of the answer.
+func (s *server) seed(name string) string {
+	s.t.Helper()
+	_, port, err := net.SplitHostPort(s.at.HTTPS)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	command := strings.NewReplacer("docker/ssl/certs/ca.crt", s.ca(), "docker/ssl/certs/meter", s.path(name), "https://localhost/", "https://localhost:"+port+"/").Replace(seedCommand)
+	return strings.TrimSpace(strings.SplitN(s.sh(command), "\n", 2)[0])
+}
+
+// The command of the seed, with a certificate made by our command, and the same
+// with each key header: the message reaches each sink once, with who sent it.
 func TestMessagesReachEverySinkOnce(t *testing.T) {
 	s, k := startWithSinks(t)
 	s.sh(`
-		api() { curl -sS --fail-with-body --cacert "$CA" -H "Authorization: Bearer $(jq -r .api_key "$DATA/admin.json")" -H 'Content-Type: application/json' "$@"; }
-		api "$URL/things" -d '{"name":"meter","type":"sensor","external_key":"aa:bb:cc:dd"}' > thing.json
-		api "$URL/api/v1/enrolment-tokens" -d "{\"device\":\"$(jq -r .things[0].id thing.json)\"}" | jq -r .token > token
-		openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout thing.key -subj "/CN=meter" -outform DER | base64 > csr
-		curl -sS --fail-with-body --cacert "$CA" -u "any:$(cat token)" -H 'Content-Type: application/pkcs10' -H 'Content-Transfer-Encoding: base64' \
-			--data-binary @csr "$URL/.well-known/est/simpleenroll" | base64 -d | openssl pkcs7 -inform DER -print_certs -out thing.crt
+		curl -sS --fail-with-body --cacert "$CA" -H "Authorization: Bearer $(jq -r .api_key "$DATA/admin.json")" -H 'Content-Type: application/json' \
+			"$URL/things" -d '{"name":"meter","type":"sensor","external_key":"aa:bb:cc:dd"}' > thing.json
+		"$KEYSTEAD" --data "$DATA" cert issue --thing "$(jq -r .things[0].id thing.json)" --name thing
 	`)
 	var made struct{ Things []struct{ ID, Key string } }
 	b, err := os.ReadFile(s.path("thing.json"))
@@ -180,8 +193,12 @@ func TestMessagesReachEverySinkOnce(t *testing.T) {
 		return s.curl(append([]string{"-X", "POST", "-H", "Content-Type: application/senml+json", s.url("/http/messages"), "-d", senml}, args...)...)
 	}
 	certificate := []string{"--cert", s.path("thing.crt"), "--key", s.path("thing.key")}
+	if status := s.seed("thing"); status != "HTTP/2 202" {
+		t.Errorf("the seed's command: %s, want 202", status)
+	}
 	for name, args := range map[string][]string{
 		"certificate":                      certificate,
+		"id and internal key":              {"-u", thing.ID + ":" + thing.Key},
 		"internal key":                     {"-H", "Authorization: Thing " + thing.Key},
 		"external key":                     {"-H", "Authorization: External aa:bb:cc:dd"},
 		"certificate and key of one thing": append([]string{"-H", "Authorization: Thing " + thing.Key}, certificate...),
@@ -198,7 +215,7 @@ func TestMessagesReachEverySinkOnce(t *testing.T) {
 		}
 	}
 
-	const want = 6
+	const want = 8
 	s.eventually("the sinks", func() bool {
 		for _, text := range k.all() {
 			if strings.Count(text, `"some-base-name:"`) < want {
@@ -218,7 +235,7 @@ func TestMessagesReachEverySinkOnce(t *testing.T) {
 				t.Errorf("%s: a message of %q with %s, want it of %q as it was sent", name, m.Device, m.SenML, thing.ID)
 			}
 		}
-		if len(got) != want || len(ids) != want || by["psk coap+dtls"] != 2 || by["certificate https"] != 2 {
+		if len(got) != want || len(ids) != want || by["psk coap+dtls"] != 2 || by["certificate https"] != 3 || by["thing_key https"] != 2 || by["external_key https"] != 1 {
 			t.Errorf("%s: got %d messages, %d different, %v; want %d, each once", name, len(got), len(ids), by, want)
 		}
 	}
@@ -235,7 +252,25 @@ func TestMessagesAreRefusedFromWhoIsNotProven(t *testing.T) {
 		return made.Things[0].ID, made.Things[0].Key
 	}
 	id, mine := create("a")
-	_, other := create("b")
+	otherID, other := create("b")
+	s.cli("cert", "issue", "--thing", id, "--name", "mine")
+	s.cli("cert", "issue", "--thing", id, "--name", "revoked")
+	s.cli("cert", "issue", "--thing", otherID, "--name", "other")
+	soon, err := json.Marshal(map[string]any{"name": "soon over", "extended_key_usages": []string{"ClientAuth"}, "key_usage": []string{"DigitalSignature"}, "honor_subject": true, "validity": map[string]any{"type": "Time", "time": time.Now().Add(3 * time.Second)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, s.path("soon.json"), soon)
+	s.sh(`
+		"$KEYSTEAD" --data "$DATA" profile create soon.json 2> profile
+		"$KEYSTEAD" --data "$DATA" cert issue --thing ` + id + ` --name expired --profile "$(cat profile)"
+		"$KEYSTEAD" --data "$DATA" cert revoke "0$(openssl x509 -in revoked.crt -noout -serial | cut -d= -f2 | tr A-F a-f)" ||
+		"$KEYSTEAD" --data "$DATA" cert revoke "$(openssl x509 -in revoked.crt -noout -serial | cut -d= -f2 | tr A-F a-f)"
+		openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout foreign.key -out foreign.crt -days 30 -subj /CN=` + id + ` -addext extendedKeyUsage=clientAuth
+	`)
+	by := func(name string) []string {
+		return []string{"--cert", s.path(name + ".crt"), "--key", s.path(name + ".key")}
+	}
 	good := []string{"-X", "POST", "-H", "Content-Type: application/senml+json", "-d", senml, s.url("/http/messages")}
 	for _, test := range []struct {
 		name string
@@ -248,6 +283,12 @@ func TestMessagesAreRefusedFromWhoIsNotProven(t *testing.T) {
 		{"two keys", []string{"-H", "Authorization: Thing " + mine, "-H", "Authorization: Thing " + other}, http.StatusBadRequest},
 		{"an administrator", []string{"-H", "Authorization: Bearer " + s.key}, http.StatusForbidden},
 		{"text", []string{"-H", "Authorization: Thing " + mine, "-H", "Content-Type: text/plain"}, http.StatusUnsupportedMediaType},
+		{"a revoked certificate", by("revoked"), http.StatusUnauthorized},
+		{"a foreign certificate in the thing's name", by("foreign"), http.StatusUnauthorized},
+		{"a foreign certificate and a good key", append(by("foreign"), "-H", "Authorization: Thing "+mine), http.StatusUnauthorized},
+		{"a certificate and another thing's key", append(by("mine"), "-H", "Authorization: Thing "+other), http.StatusUnauthorized},
+		{"a certificate and a wrong key", append(by("mine"), "-H", "Authorization: Thing "+mine+"x"), http.StatusUnauthorized},
+		{"another thing's id and a key", []string{"-u", otherID + ":" + mine}, http.StatusUnauthorized},
 	} {
 		args := append([]string{}, good...)
 		if test.name == "text" {
@@ -257,12 +298,23 @@ func TestMessagesAreRefusedFromWhoIsNotProven(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", test.name, code, body, test.want)
 		}
 	}
+	s.eventually("the certificate to expire", func() bool {
+		return s.run("openssl", "x509", "-in", s.path("expired.crt"), "-noout", "-checkend", "0").code != 0
+	})
+	if body, code := s.curl(append(append([]string{}, good...), by("expired")...)...); code != http.StatusUnauthorized || !strings.Contains(body, "the certificate expired") {
+		t.Errorf("an expired certificate: %d %s, want 401", code, body)
+	}
 	s.cli("device", "suspend", id)
+	for _, args := range [][]string{by("mine"), {"-u", id + ":" + mine}} {
+		if body, code := s.curl(append(append([]string{}, good...), args...)...); code != http.StatusUnauthorized {
+			t.Errorf("suspended: %d %s, want 401", code, body)
+		}
+	}
 	if body, code := s.curl(append(good, "-H", "Authorization: Thing "+mine)...); code != http.StatusUnauthorized {
 		t.Errorf("suspended: %d %s, want 401", code, body)
 	}
 	for name, text := range k.all() {
-		if strings.Contains(text, "some-base-name") {
+		if n := strings.Count(text, "some-base-name"); n > 0 {
 			t.Errorf("%s got %s, want nothing", name, text)
 		}
 	}

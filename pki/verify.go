@@ -62,12 +62,10 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 	}
 	leaf := p.Chain[0]
 	sum := sha256.Sum256(leaf.Raw)
-	if _, ok := s.verified.get(sum); !ok {
-		if err := s.recognise(ctx, p.Chain, sum); err != nil {
-			return identity.Actor{}, err
-		}
-	}
 	if err := inTime(leaf, s.Now()); err != nil {
+		return identity.Actor{}, err
+	}
+	if _, err := s.recognised(ctx, p.Chain, sum); err != nil {
 		return identity.Actor{}, err
 	}
 	var actor identity.Actor
@@ -97,6 +95,38 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 		err = s.firstUse(ctx, actor.Credential.ID)
 	}
 	return actor, err
+}
+
+// Nameless returns the organisation of the CA that a presented chain leads to, if
+// the certificate is good now and is of no device in the inventory: it was issued
+// elsewhere, or here for no device. It is for those who know such devices by
+// another name, and Unauthenticated for every other chain.
+func (s *Service) Nameless(ctx context.Context, chain []*x509.Certificate) (org string, err error) {
+	leaf := chain[0]
+	sum := sha256.Sum256(leaf.Raw)
+	if err := inTime(leaf, s.Now()); err != nil {
+		return "", err
+	}
+	ca, err := s.recognised(ctx, chain, sum)
+	if err != nil {
+		return "", err
+	}
+	a, err := s.authority(ctx, ca)
+	if err != nil {
+		return "", err
+	}
+	return a.Org, s.DB.View(ctx, func(tx store.Tx) error {
+		c, err := certificates.GetBy(tx, "fingerprint", store.TermOf(hex.EncodeToString(sum[:])))
+		switch {
+		case fault.Is(err, fault.NotFound):
+			return nil
+		case err != nil:
+			return err
+		case c.Device != "":
+			return fault.New(fault.Unauthenticated, "the certificate is of a device in the inventory")
+		}
+		return c.good()
+	})
 }
 
 func (c *Certificate) good() error {
@@ -130,19 +160,22 @@ func (s *Service) firstUse(ctx context.Context, serial string) error {
 	})
 }
 
-// recognise verifies a chain that leads to one of our CAs, or one an organisation
-// registered for validation.
-func (s *Service) recognise(ctx context.Context, chain []*x509.Certificate, sum [sha256.Size]byte) error {
+// recognised returns which of our CAs, or of those that organisations registered
+// for validation, a chain leads to. It is verified once.
+func (s *Service) recognised(ctx context.Context, chain []*x509.Certificate, sum [sha256.Size]byte) (CAID, error) {
+	if ca, ok := s.verified.get(sum); ok {
+		return ca, nil
+	}
 	candidates, err := s.above(ctx, chain)
 	if err != nil {
-		return err
+		return "", err
 	}
 	a, err := s.verifyAny(ctx, chain, candidates, time.Time{}, clientAuth)
 	if err != nil {
-		return err
+		return "", err
 	}
 	s.verified.put(sum, a.ID)
-	return nil
+	return a.ID, nil
 }
 
 // above returns the CAs known here that a presented certificate names as its issuer.

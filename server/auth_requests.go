@@ -101,8 +101,34 @@ func (s *Server) certificate(ctx context.Context, p identity.Proof) (identity.Ac
 		return a, look
 	case registered:
 		return a, identity.ErrNotMine
+	case s.Config.MTLS.CNThingKey:
+		return s.keyInName(ctx, p, err)
 	}
 	return a, err
+}
+
+// keyInName is the method of certificates whose common name is the internal key of
+// a thing. The key has to be of the organisation whose CA the certificate leads to.
+// Everything else ends with refused, the error there was without this method.
+func (s *Server) keyInName(ctx context.Context, p identity.Proof, refused error) (identity.Actor, error) {
+	org, err := s.PKI.Nameless(ctx, p.Chain)
+	if fault.Is(err, fault.Unauthenticated) {
+		return identity.Actor{}, refused
+	}
+	if err != nil {
+		return identity.Actor{}, err
+	}
+	if !p.TLS13 && (p.Transport != identity.CoAPUDP || !s.Config.MTLS.CNThingKeyDTLS) {
+		return identity.Actor{}, fault.New(fault.Unauthenticated, "a certificate that is named for a thing's key is taken over TLS 1.3 only, which does not send it in clear")
+	}
+	a, err := s.Things.Resolve(ctx, identity.Proof{Scheme: "Thing", Value: p.Chain[0].Subject.CommonName, Transport: p.Transport, Remote: p.Remote})
+	switch {
+	case fault.Is(err, fault.Unauthenticated), err == nil && a.Org != org:
+		return identity.Actor{}, refused
+	case err != nil:
+		return identity.Actor{}, err
+	}
+	return a, nil
 }
 
 // certRevoked says whether a client certificate that was issued here is revoked.
