@@ -188,6 +188,7 @@ func (s *Service) verifyLogin(tx store.Tx, t Token, org string) (principal, erro
 type session struct {
 	ID      string    `cbor:"id"`
 	User    string    `cbor:"user"`
+	Key     string    `cbor:"key,omitempty"` // the API key it rests on; "" for one that somebody logged in for
 	Hash    []byte    `cbor:"hash"`
 	Epoch   uint64    `cbor:"epoch"` // of the user when it began
 	Factor  time.Time `cbor:"factor,omitzero"`
@@ -244,6 +245,9 @@ func (s *Service) verifySession(tx store.Tx, t seal.Ticket, org string) (princip
 	}
 	if u.Epoch != x.Epoch {
 		return principal{}, ErrUnauthenticated
+	}
+	if x.Key != "" {
+		return s.keyPrincipal(tx, u, x, org)
 	}
 	a, err := s.actor(tx, u, "", org)
 	a.Credential = identity.Credential{Kind: identity.Session, ID: x.ID, ExpiresAt: x.Expires, SecondFactor: x.Factor}

@@ -48,6 +48,7 @@ type Config struct {
 	Audit     Audit       `mapstructure:"audit"`
 	Backup    Backup      `mapstructure:"backup"`
 	Log       Log         `mapstructure:"log"`
+	Console   Console     `mapstructure:"console"`
 
 	Webhook  outbound.Config `mapstructure:"webhook"`
 	Tokens   tokens.Config   `mapstructure:"tokens"`
@@ -82,6 +83,7 @@ func Default() Config {
 		Audit:     Audit{CheckpointEvery: 1000, CheckpointInterval: time.Hour, FailuresPerMinute: 20},
 		Backup:    Backup{Keep: 7},
 		Log:       Log{Level: "info", Format: "auto"},
+		Console:   Console{Enabled: true},
 		Tokens:    tokens.DefaultConfig(),
 		Accounts:  accounts.DefaultConfig(),
 		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
@@ -297,6 +299,14 @@ func (l Log) Validate() error {
 		oneOf("format", l.Format, "auto", "json", "text"),
 	)
 }
+
+// Console is about the pages for people who administer.
+type Console struct {
+	Enabled bool `mapstructure:"enabled"`
+}
+
+// Validate reports what is wrong with c.
+func (Console) Validate() error { return nil }
 
 // Messages is about what devices have to say.
 type Messages struct {

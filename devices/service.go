@@ -3,6 +3,8 @@ package devices
 import (
 	"context"
 	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -162,9 +164,12 @@ func (s *Service) FindIn(_ context.Context, tx store.Tx, org, name string) (Devi
 }
 
 // Filter says which devices a list holds. At most one of State and Label
-// narrows by index; Alias finds one.
+// narrows by index; Alias finds one. Name is looked for in what the others leave,
+// a bounded number of devices at a time: pages of it may be short, or empty, and
+// have a next one all the same.
 type Filter struct {
 	State State
+	Name  string // a part of the name or of an alias, whatever the case
 	Alias string
 	Label [2]string // key and value; both empty for any
 }
@@ -178,9 +183,13 @@ func (s *Service) List(ctx context.Context, f Filter, r page.Request) (p page.Pa
 		case f.Alias != "":
 			p, err = s.one(ctx, tx, org, f)
 		case f.Label[0] != "":
-			p, err = table.PageIf(tx, "label", store.TermOf(org, f.Label[0], f.Label[1]), r, f.hasState)
+			p, err = table.PageIf(tx, "label", store.TermOf(org, f.Label[0], f.Label[1]), r, f.matches)
+		case f.State != "" && f.Name != "":
+			p, err = table.PageIf(tx, "state", store.TermOf(org, string(f.State)), r, f.matches)
 		case f.State != "":
 			p, err = table.PageBy(tx, "state", store.TermOf(org, string(f.State)), r)
+		case f.Name != "":
+			p, err = table.PageIf(tx, "org", store.TermOf(org), r, f.matches)
 		default:
 			p, err = table.PageBy(tx, "org", store.TermOf(org), r)
 		}
@@ -195,13 +204,20 @@ func (s *Service) one(ctx context.Context, tx store.Tx, org string, f Filter) (p
 	case fault.Is(err, fault.NotFound):
 	case err != nil:
 		return p, err
-	case f.hasState(d):
+	case f.matches(d):
 		p.Items = append(p.Items, d)
 	}
 	return p, nil
 }
 
-func (f Filter) hasState(d Device) bool { return f.State == "" || d.State == f.State }
+func (f Filter) matches(d Device) bool {
+	if f.State != "" && d.State != f.State {
+		return false
+	}
+	part := strings.ToLower(f.Name)
+	return strings.Contains(strings.ToLower(d.Name), part) ||
+		slices.ContainsFunc(d.Aliases, func(a Alias) bool { return strings.Contains(strings.ToLower(a.Value), part) })
+}
 
 // Counts returns how many devices of the actor's organisation are in each state.
 func (s *Service) Counts(ctx context.Context) (map[State]int, error) {

@@ -25,6 +25,7 @@ func (s *Server) caRoutes() []route {
 		{method: http.MethodPost, path: one + "/retire", need: identity.PKIWrite, handle: s.retireCA},
 		{method: http.MethodPost, path: one + "/activate", need: identity.PKIWrite, handle: s.activateCA},
 		{method: http.MethodPost, path: one + "/revoke", need: identity.PKIWrite, handle: s.revokeCA},
+		{method: http.MethodGet, path: one + "/crl", need: identity.PKIRead, handle: s.caCRL},
 		{method: http.MethodPost, path: one + "/sign", need: identity.PKIWrite, handle: s.signByCA},
 	}
 }
@@ -112,6 +113,25 @@ func (s *Server) listCAs(c echo.Context) error {
 		return err
 	}
 	return writePage(c, p, s.viewCA(s.standardCA(c)))
+}
+
+// caCRL is the CRL that plain HTTP serves, for who looks at the CA anyway.
+func (s *Server) caCRL(c echo.Context) error {
+	ca, err := s.PKI.CA(c.Request().Context(), caParam(c))
+	if err != nil {
+		return err
+	}
+	shard := 0
+	if text := c.QueryParam("shard"); text != "" {
+		if shard, err = pki.CRLPath(text); err != nil {
+			return err
+		}
+	}
+	crl, err := s.PKI.CRL(c.Request().Context(), ca.ID, shard)
+	if err != nil {
+		return err
+	}
+	return c.Blob(http.StatusOK, "application/pkix-crl", crl.DER)
 }
 
 type newCA struct {

@@ -63,13 +63,13 @@ func viewDevice(d devices.Device) deviceView {
 	return v
 }
 
-// listDevices answers with a page; ?state=, ?alias= and ?label=key=value narrow it.
+// listDevices answers with a page; ?state=, ?name=, ?alias= and ?label=key=value narrow it.
 func (s *Server) listDevices(c echo.Context) error {
 	r, err := pageRequest(c)
 	if err != nil {
 		return err
 	}
-	f := devices.Filter{State: devices.State(c.QueryParam("state")), Alias: c.QueryParam("alias")}
+	f := devices.Filter{State: devices.State(c.QueryParam("state")), Name: c.QueryParam("name"), Alias: c.QueryParam("alias")}
 	switch f.State {
 	case "", devices.Active, devices.Suspended, devices.Decommissioned:
 	default:

@@ -27,8 +27,12 @@ func (s *Server) entryRoutes() []route {
 }
 
 // entryPoint is where clients of the CreatorDev API find everything else. It
-// says more to those who have logged in.
+// says more to those who have logged in. Browsers are sent to the console.
 func (s *Server) entryPoint(c echo.Context) error {
+	if s.Config.Console.Enabled && wantsPage(c.Request()) {
+		c.Response().Header().Set("Vary", "Accept")
+		return c.Redirect(http.StatusSeeOther, consolePath)
+	}
 	authenticate := link{"authenticate", creatorURL(c, "oauth", "token"), "oauthtoken"}
 	versions := link{"versions", creatorURL(c, "versions"), "versions"}
 	r := resource{root: "APIEntryPoint", media: "apientrypoint", links: []link{authenticate, versions}}

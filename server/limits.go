@@ -155,7 +155,7 @@ func plain(text string) bool {
 // nothing in it that could be wrong.
 func scheme(p identity.Proof) string {
 	switch {
-	case p.Scheme == "Bearer", p.Scheme == "Basic", p.Scheme == "Thing", p.Scheme == "External":
+	case p.Scheme == "Bearer", p.Scheme == "Basic", p.Scheme == "Thing", p.Scheme == "External", p.Scheme == sessionScheme:
 		return strings.ToLower(p.Scheme)
 	case p.Value != "":
 		return "other"

@@ -145,6 +145,10 @@ func (s *Server) proveIn(c echo.Context, param string) error {
 	if err := s.proved(p, actor, identity.RequestID(ctx), err); err != nil {
 		return err
 	}
+	if p.Scheme == sessionScheme {
+		c.Response().Header().Set("Cache-Control", "no-store") // a browser keeps nothing of it
+		c.Response().Header().Set("X-Content-Type-Options", "nosniff")
+	}
 	if p.Chain != nil && actor.Kind == identity.Device {
 		s.conns.bind(ctx, actor.ID)
 	}
@@ -178,6 +182,12 @@ func (s *Server) proof(r *http.Request) (identity.Proof, error) {
 			return p, fault.New(fault.Unauthenticated, "the Basic credential is not base64 of user:password")
 		}
 		p.Value = string(plain)
+	}
+	if p.Scheme == sessionScheme {
+		return p, fault.New(fault.Unauthenticated, "a session is shown by the cookie of a browser, not by this header")
+	}
+	if r.Header.Get("Authorization") == "" {
+		return p, cookieProof(r, &p)
 	}
 	return p, nil
 }

@@ -29,7 +29,7 @@ var contract = sync.OnceValues(func() (*openapi3.T, error) {
 		for _, op := range item.Operations() {
 			for _, resp := range op.Responses.Map() {
 				for kind := range resp.Value.Content {
-					if strings.HasSuffix(kind, "+xml") || kind == "application/jwt" || kind == "application/x-ndjson" {
+					if strings.HasSuffix(kind, "+xml") || kind == "application/jwt" || kind == "application/x-ndjson" || kind == "text/html" || kind == "text/css" || kind == "text/javascript" {
 						openapi3filter.RegisterBodyDecoder(kind, openapi3filter.PlainBodyDecoder)
 					}
 				}

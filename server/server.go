@@ -140,6 +140,8 @@ func (s *Server) routes() []route {
 		s.enrolmentTokenRoutes(),
 		s.estRoutes(),
 		s.docRoutes(),
+		s.browserRoutes(),
+		s.consoleRoutes(),
 	} {
 		all = append(all, table...)
 	}

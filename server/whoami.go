@@ -22,6 +22,7 @@ type WhoamiView struct {
 	Organisation string         `json:"organisation"`
 	Name         string         `json:"name"`
 	Role         string         `json:"role,omitempty"`
+	Permissions  []string       `json:"permissions,omitempty"` // of a user, with this credential
 	Credential   CredentialView `json:"credential"`
 }
 
@@ -45,6 +46,11 @@ func viewWhoami(a identity.Actor) WhoamiView {
 		v.Device = a.ID
 	} else {
 		v.User, v.Role = a.ID, string(a.Role)
+		for _, need := range identity.Permissions() {
+			if a.May(need) {
+				v.Permissions = append(v.Permissions, string(need))
+			}
+		}
 	}
 	return v
 }
