@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"time"
 
@@ -56,6 +57,7 @@ type Config struct {
 	Accounts accounts.Config `mapstructure:"accounts"`
 
 	AuthSets authsets.Config `mapstructure:"authsets"`
+	Forward  Forward         `mapstructure:"forward"`
 	LwM2M    lwm2m.Config    `mapstructure:"lwm2m"`
 
 	origins map[string]Origin
@@ -88,6 +90,7 @@ func Default() Config {
 		Accounts:  accounts.DefaultConfig(),
 		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
 		AuthSets:  authsets.DefaultConfig(),
+		Forward:   Forward{Timeout: 30 * time.Second, MaxBody: 16 << 20},
 		LwM2M:     lwm2m.DefaultConfig(),
 	}
 }
@@ -330,4 +333,25 @@ func (m Messages) Validate() error {
 		names[s.Name] = true
 	}
 	return errors.Join(faults...)
+}
+
+// Forward is about requests of devices that another server answers.
+type Forward struct {
+	Upstream          string        `mapstructure:"upstream"`
+	CAFile            string        `mapstructure:"ca_file"`
+	PassAuthorization bool          `mapstructure:"pass_authorization"`
+	Timeout           time.Duration `mapstructure:"timeout"`
+	MaxBody           Size          `mapstructure:"max_body"`
+	WebSockets        bool          `mapstructure:"websockets"`
+}
+
+// Validate reports what is wrong with f.
+func (f Forward) Validate() error {
+	u, err := url.Parse(f.Upstream)
+	return errors.Join(
+		check(f.Upstream == "" || err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil && u.RawQuery == "" && u.Fragment == "",
+			"upstream: must be written https://host/path, without a user or a query; empty is off"),
+		atLeast("timeout", f.Timeout, time.Millisecond),
+		atLeast("max_body", f.MaxBody, 1<<10),
+	)
 }

@@ -56,6 +56,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildThings,
 		s.buildPKI,
 		s.buildAuthSets,
+		s.buildForward,
 		s.buildEST,
 		s.buildLwM2M,
 		s.buildCoAP, // after those whose routes it mounts

@@ -83,6 +83,7 @@ type Server struct {
 	tasks      []task
 	conns      conns
 	providers  map[string]*outsideLogin // by name
+	forward    *forward                 // nil if nothing is behind this server
 	ready      atomic.Bool
 }
 
@@ -120,6 +121,7 @@ func (s *Server) routes() []route {
 		s.issuerRoutes(),
 		s.messageRoutes(),
 		s.authRequestRoutes(),
+		s.forwardRoutes(),
 		s.devauthRoutes(),
 		s.authSetRoutes(),
 		s.introspectRoutes(),
