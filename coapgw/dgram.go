@@ -18,6 +18,7 @@ type dgram struct {
 	session *session
 	cid     *cid   // what the peer sends us, nil if none was agreed
 	peerCID []byte // what we send the peer
+	cookie  cookie // of the hello that it began with
 
 	mu      sync.Mutex
 	at      netip.AddrPort // where the peer is

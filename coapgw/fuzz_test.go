@@ -33,7 +33,18 @@ func FuzzRecords(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = isHello(b), isServerHello(b)
+		if h, ok := parseHello(b); ok {
+			again, ok := parseHello(h.bare())
+			if !ok || len(again.cookie) != 0 || !bytes.Equal(again.before, h.before) || !bytes.Equal(again.after, h.after) || !bytes.Equal(again.rest, h.rest) {
+				t.Fatalf("%x: without the cookie it is %x", b, h.bare())
+			}
+			if n := len(h.request(cookie{})); n > len(b) {
+				t.Fatalf("%x: %d bytes answer %d", b, n, len(b))
+			}
+			_ = h.suites(offered(true))
+		}
+		moved := bytes.Clone(b)
+		renumber(moved, 3)
 		seen := 0
 		protected(b, cidLength, func(uint64) { seen++ })
 		rest, records := b, 0

@@ -43,8 +43,8 @@ type Gateway struct {
 	// Resolver says who a proof belongs to; identity.ErrNoCredential if it
 	// knows of none.
 	Resolver func(context.Context, identity.Proof) (identity.Actor, error)
-	// Secret returns the key of a PSK identity, a NotFound fault if there is none.
-	Secret func(ctx context.Context, pskIdentity string) (seal.Secret, error)
+	// Secret returns the key of a PSK identity and whom it proves, a NotFound fault if there is none.
+	Secret func(ctx context.Context, pskIdentity string) (seal.Secret, identity.Actor, error)
 	// DecoyKey is what the keys of unknown identities are made from: 32 bytes,
 	// the same in every run.
 	DecoyKey seal.Secret
@@ -243,7 +243,6 @@ func (g *Gateway) sweepEvery() {
 // expired, and drops what idle ones need not.
 func (g *Gateway) Sweep(now time.Time) {
 	if g.udp != nil {
-		g.udp.expire(now)
 		g.udp.resume.expire(now)
 	}
 	for _, s := range g.sessions.all() {
@@ -345,10 +344,7 @@ func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 // options are what all handshakes have in common.
 func (u *udp) options() []dtls.ServerOption {
 	return []dtls.ServerOption{
-		dtls.WithCipherSuites(offered(u.gw.LegacyCBC)...),
 		dtls.WithClientAuth(dtls.RequestClientCert), // who may do what is for the resolver to say
-		// Without a hint the ServerKeyExchange of ECDHE_PSK lacks its length.
-		dtls.WithPSKIdentityHint([]byte{}),
 		dtls.WithEllipticCurves(elliptic.X25519, elliptic.P256, elliptic.P384),
 		dtls.WithLoggerFactory(quiet{}),
 	}

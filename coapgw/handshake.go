@@ -38,9 +38,13 @@ import (
 // nothing of pion's reaches the socket, the session goes on after the highest
 // record number that did, and a handshake is handed over once.
 type handshake struct {
-	u    *udp
-	addr netip.AddrPort
-	born time.Time
+	u      *udp
+	addr   netip.AddrPort
+	born   time.Time
+	cookie cookie
+	record uint64               // the number of the record of the client's hello
+	suites []dtls.CipherSuiteID // that the client and we have
+	conn   *dtls.Conn
 
 	in   chan []byte
 	done chan struct{}
@@ -48,7 +52,7 @@ type handshake struct {
 	read *deadline.Deadline
 
 	// Guarded by u.mu.
-	young       *list.Element
+	silent      *list.Element // nil once the client has answered our hello
 	certificate bool
 	cid         *cid
 
@@ -70,6 +74,7 @@ type handshake struct {
 	ems          bool
 	offered      []byte  // the session the client asked to resume
 	tried        *string // the identity whose key was asked for
+	proven       proven  // whom that key proves
 	state        peer
 }
 
@@ -84,14 +89,24 @@ type peer struct {
 	epoch uint64
 }
 
+// proven is whom a key was found to prove, and in which epoch.
+type proven struct {
+	psk   string
+	actor identity.Actor
+	epoch uint64
+}
+
 const (
 	maxHandshakeDatagrams = 40 // that one handshake may take: a client that does not agree with us repeats itself for ever
 	maxEarly              = 8
 	maxPSKIdentity        = 128 // bytes (RFC 4279, 5.3)
 )
 
-func newHandshake(u *udp, from netip.AddrPort, now time.Time) *handshake {
-	h := &handshake{u: u, addr: from, born: now, in: make(chan []byte, 16), done: make(chan struct{}), read: deadline.New()}
+func newHandshake(u *udp, from netip.AddrPort, hello *hello, now time.Time) *handshake {
+	h := &handshake{
+		u: u, addr: from, born: now, cookie: cookie(hello.cookie), record: hello.record, suites: hello.suites(u.suites),
+		in: make(chan []byte, 16), done: make(chan struct{}), read: deadline.New(),
+	}
 	h.stop = sync.OnceFunc(func() { close(h.done) })
 	return h
 }
@@ -126,18 +141,25 @@ func (h *handshake) run() {
 
 func (h *handshake) establish() (*dtls.Conn, error) {
 	options := append(slices.Clip(h.u.common),
-		dtls.WithPSK(h.secret),
-		dtls.WithGetCertificate(h.certificateFor),
+		dtls.WithCipherSuites(h.suites...), // pion takes the client's first that is among them; fewer cost less
 		dtls.WithVerifyConnection(h.verify),
 		dtls.WithKeyLogWriter(&h.keyLog), // in memory, and read below: it is how pion gives the master secret away
 		dtls.WithServerHelloMessageHook(h.serverHello),
 		dtls.WithConnectionIDGenerator(h.connectionID),
 		dtls.WithSessionStore(&resumption{h.u.resume, h}),
 	)
+	isPSK := func(id dtls.CipherSuiteID) bool { return suites[id].psk }
+	if slices.ContainsFunc(h.suites, isPSK) { // pion wants suites for what it is given
+		options = append(options, dtls.WithPSK(h.secret))
+	}
+	if slices.ContainsFunc(h.suites, func(id dtls.CipherSuiteID) bool { return !isPSK(id) }) {
+		options = append(options, dtls.WithGetCertificate(h.certificateFor))
+	}
 	conn, err := dtls.ServerWithOptions(h, net.UDPAddrFromAddrPort(h.addr), options...)
 	if err != nil {
 		return nil, fmt.Errorf("coapgw: dtls: %w", err)
 	}
+	h.conn = conn
 	ctx, cancel := context.WithTimeout(h.u.gw.ctx, h.u.gw.HandshakeTimeout)
 	defer cancel()
 	return conn, conn.HandshakeContext(ctx)
@@ -177,7 +199,7 @@ func (h *handshake) secret(hint []byte) ([]byte, error) {
 	gw := h.u.gw
 	mac := hmac.New(sha256.New, gw.DecoyKey)
 	mac.Write(hint)
-	decoy := mac.Sum(nil)
+	decoy := mac.Sum(nil) // always: whether an identity is known must not show in the time it takes
 	id := string(hint)
 	if gw.Secret == nil || len(hint) > maxPSKIdentity {
 		return decoy, nil
@@ -189,13 +211,15 @@ func (h *handshake) secret(hint []byte) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(gw.ctx, lookupTimeout)
 	defer cancel()
-	secret, err := gw.Secret(ctx, id)
+	epoch := gw.Epoch() // before: what is revoked meanwhile is found in verify
+	secret, actor, err := gw.Secret(ctx, id)
 	if err != nil {
 		if k := fault.KindOf(err); k == fault.Internal || k == fault.Unavailable {
 			gw.Log.Error("psk not read", slog.Any("error", err))
 		}
 		return decoy, nil
 	}
+	h.proven = proven{id, actor, epoch}
 	return secret, nil
 }
 
@@ -215,6 +239,10 @@ func (h *handshake) resolve(id dtls.CipherSuiteID, hint []byte, chain [][]byte) 
 		h.state.psk = string(hint)
 	} else {
 		h.state.chain = chain
+	}
+	if p := h.proven; p.actor.Kind != "" && p.psk == h.state.psk && p.epoch == h.u.gw.Epoch() {
+		h.state.actor, h.state.known, h.state.epoch = p.actor, true, p.epoch // as its key was looked up for this handshake
+		return nil
 	}
 	proof, err := h.u.gw.proof(identity.CoAPUDP, h.addr, h.state.psk, h.state.chain)
 	if err != nil {
@@ -263,7 +291,7 @@ func (h *handshake) handOver(conn *dtls.Conn) error {
 		return err
 	}
 	defer clear(secrets.MasterSecret)
-	d := &dgram{u: h.u, at: h.addr, cid: h.cidNow(), peerCID: secrets.RemoteConnectionID, final: h.flight, seq: h.next}
+	d := &dgram{u: h.u, at: h.addr, cid: h.cidNow(), peerCID: secrets.RemoteConnectionID, cookie: h.cookie, final: h.flight, seq: h.next}
 	if d.keys, err = deriveKeys(h.state.suite, secrets.MasterSecret, secrets.RemoteRandom[:], secrets.LocalRandom[:]); err != nil {
 		return err
 	}
@@ -437,10 +465,13 @@ func (h *handshake) release() {
 
 // WriteTo sends what pion sends, and takes note of it.
 func (h *handshake) WriteTo(p []byte, _ net.Addr) (int, error) {
-	if isServerHello(p) {
-		h.u.mu.Lock()
-		h.u.matured(h)
-		h.u.mu.Unlock()
+	if isHandshake(p, helloVerifyRequest) { // it is answered already
+		h.u.cookies.expect(h.conn, h.cookie)
+		return len(p), nil
+	}
+	if h.record > 1 {
+		p = bytes.Clone(p)
+		renumber(p, h.record-1) // our hello has the number of the client's (RFC 6347, 4.2.1)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -84,15 +84,18 @@ func (l *ledger) refuse(name string) {
 	l.epoch.Add(1)
 }
 
-func (l *ledger) secret(_ context.Context, name string) (seal.Secret, error) {
+func (l *ledger) secret(_ context.Context, name string) (seal.Secret, identity.Actor, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lookups.Add(1)
 	key, ok := l.psks[name]
-	if !ok {
-		return nil, fault.New(fault.NotFound, "no such psk")
+	switch {
+	case !ok:
+		return nil, identity.Actor{}, fault.New(fault.NotFound, "no such psk")
+	case l.refused[name] != nil: // revoked since, says the resolver
+		return seal.Secret(key), identity.Actor{}, nil
 	}
-	return seal.Secret(key), nil
+	return seal.Secret(key), l.actors[name], nil
 }
 
 func (l *ledger) by(name string) (identity.Actor, error) {

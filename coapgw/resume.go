@@ -109,8 +109,7 @@ type resumption struct {
 
 // Set implements dtls.SessionStore.
 func (r *resumption) Set(_ []byte, s dtls.Session) error {
-	s.Secret = append([]byte(nil), s.Secret...)
-	r.put(s)
+	r.put(s) // pion gives a copy away
 	return nil
 }
 

@@ -16,19 +16,21 @@ import (
 // handshakes under way and to sessions. Readers of the socket run here, and
 // nothing they do waits for anything but a lock.
 type udp struct {
-	gw     *Gateway
-	socket *net.UDPConn
-	common []dtls.ServerOption // of every handshake
-	resume *resumptions
-	rate   buckets
-	storms storms
-	cpu    chan struct{} // held while a handshake with certificates computes
+	gw      *Gateway
+	socket  *net.UDPConn
+	common  []dtls.ServerOption // of every handshake
+	suites  []dtls.CipherSuiteID
+	cookies *cookies
+	resume  *resumptions
+	rate    buckets
+	storms  storms
+	cpu     chan struct{} // held while a handshake with certificates computes
 
 	mu      sync.Mutex
 	byAddr  map[netip.AddrPort]*dgram
 	byCID   map[cid]owner
 	pending map[netip.AddrPort]*handshake
-	young   *list.List // of handshakes whose source has not shown the cookie yet, oldest first
+	silent  *list.List // of handshakes whose client has not answered our hello yet, oldest first
 	sources map[netip.Addr]int
 	certs   int // pending ones with certificates
 	closed  bool
@@ -44,13 +46,9 @@ type owner struct {
 // more either.
 const maxDatagram = 8192
 
-const (
-	// cookieTimeout is how long a source has to answer the cookie request.
-	cookieTimeout = 5 * time.Second
-	// evictAfter is how old a handshake without a cookie must be for a new one
-	// to take its place when all places are taken.
-	evictAfter = 150 * time.Millisecond
-)
+// evictAfter is how long a client may leave our hello unanswered before a new
+// handshake takes its place when all places are taken.
+const evictAfter = 5 * time.Second
 
 func listenUDP(gw *Gateway, addr string) (*udp, error) {
 	at, err := net.ResolveUDPAddr("udp", addr)
@@ -64,15 +62,20 @@ func listenUDP(gw *Gateway, addr string) (*udp, error) {
 	// A burst of datagrams waits here; the kernel gives what it allows.
 	_ = socket.SetReadBuffer(4 << 20)
 	_ = socket.SetWriteBuffer(1 << 20)
+	cookies, err := newCookies()
+	if err != nil {
+		socket.Close()
+		return nil, err
+	}
 	u := &udp{
-		gw: gw, socket: socket,
+		gw: gw, socket: socket, cookies: cookies, suites: offered(gw.LegacyCBC),
 		resume:  newResumptions(gw),
 		rate:    buckets{rate: gw.HandshakeRate, burst: gw.HandshakeBurst},
 		cpu:     make(chan struct{}, cores()),
 		byAddr:  map[netip.AddrPort]*dgram{},
 		byCID:   map[cid]owner{},
 		pending: map[netip.AddrPort]*handshake{},
-		young:   list.New(),
+		silent:  list.New(),
 		sources: map[netip.Addr]int{},
 	}
 	u.common = u.options()
@@ -105,29 +108,70 @@ func (u *udp) route(from netip.AddrPort, b []byte) {
 		u.routeCID(from, b)
 		return
 	}
-	hello := isHello(b)
+	if isHello(b) {
+		u.hello(from, b)
+		return
+	}
 	u.mu.Lock()
 	session, handshake := u.byAddr[from], u.pending[from]
-	if handshake == nil && hello {
-		handshake = u.admit(from)
-		if handshake == nil {
-			u.mu.Unlock()
-			return
-		}
+	if handshake != nil {
+		u.answered(handshake)
 	}
 	u.mu.Unlock()
 	if handshake != nil {
 		handshake.push(b)
-		if hello || b[3] == 0 && b[4] == 0 {
+		if b[3] == 0 && b[4] == 0 {
 			return
 		}
-		// The source may be forged: a session at the same address keeps
-		// getting what may be its own. What it cannot open it ignores.
+		// A session at the same address keeps getting what may be its own. What
+		// it cannot open it ignores.
 	}
 	if session != nil {
 		session.datagram(from, b)
 	}
 }
+
+// hello takes a ClientHello. One without a cookie is asked for it, and forgotten; with a
+// cookie of ours its source is what it says, and a handshake begins.
+func (u *udp) hello(from netip.AddrPort, b []byte) {
+	h, ok := parseHello(b)
+	now := u.gw.Now()
+	switch {
+	case !ok:
+		u.gw.stats.DatagramsDropped.Add(1)
+		return
+	case len(h.cookie) == 0 && h.message == 0:
+		_, _ = u.socket.WriteToUDPAddrPort(h.request(u.cookies.of(from, &h, now)), from)
+		return
+	case h.message != 1 || h.record == 0 || h.record >= maxHelloRecord || !u.cookies.valid(from, &h, now):
+		u.gw.stats.DatagramsDropped.Add(1)
+		return
+	}
+	shown := cookie(h.cookie)
+	u.mu.Lock()
+	session, handshake := u.byAddr[from], u.pending[from]
+	switch {
+	case handshake != nil && handshake.cookie == shown: // again: our answer was lost, or is on its way
+		u.mu.Unlock()
+		handshake.push(b)
+		return
+	case session != nil && session.cookie == shown: // a copy that comes late
+		u.mu.Unlock()
+		return
+	case handshake != nil: // the device began anew
+		u.forget(handshake)
+	}
+	handshake = u.admit(from, &h)
+	u.mu.Unlock()
+	if handshake != nil {
+		handshake.push(h.bare())
+		handshake.push(b)
+		u.gw.spawn("handshake", handshake.run)
+	}
+}
+
+// maxHelloRecord leaves numbers for what follows a hello.
+const maxHelloRecord = 1 << 32
 
 func (u *udp) routeCID(from netip.AddrPort, b []byte) {
 	if len(b) < recordHeader+cidLength {
@@ -147,7 +191,7 @@ func (u *udp) routeCID(from netip.AddrPort, b []byte) {
 // admit begins a handshake if there is room for one. A device that lost its
 // state may do it from the address of a session that is still open (RFC 6347,
 // 4.2.8); the session stays until the new one is proven. u.mu is held.
-func (u *udp) admit(from netip.AddrPort) *handshake {
+func (u *udp) admit(from netip.AddrPort, hello *hello) *handshake {
 	now := u.gw.Now()
 	stats := &u.gw.stats
 	switch {
@@ -161,18 +205,17 @@ func (u *udp) admit(from netip.AddrPort) *handshake {
 		stats.HandshakesShed.Add(1)
 		return nil
 	}
-	h := newHandshake(u, from, now)
+	h := newHandshake(u, from, hello, now)
 	u.pending[from] = h
-	h.young = u.young.PushBack(h)
+	h.silent = u.silent.PushBack(h)
 	u.sources[from.Addr()]++
-	u.gw.spawn("handshake", h.run)
 	return h
 }
 
-// evict ends the oldest handshake whose source has not shown the cookie, if it had
-// its time. u.mu is held.
+// evict ends the oldest handshake whose client has not answered, if it had its
+// time. u.mu is held.
 func (u *udp) evict(now time.Time) bool {
-	oldest := u.young.Front()
+	oldest := u.silent.Front()
 	if oldest == nil {
 		return false
 	}
@@ -191,7 +234,7 @@ func (u *udp) forget(h *handshake) {
 		return
 	}
 	delete(u.pending, h.addr)
-	u.matured(h)
+	u.answered(h)
 	if u.sources[h.addr.Addr()]--; u.sources[h.addr.Addr()] <= 0 {
 		delete(u.sources, h.addr.Addr())
 	}
@@ -204,25 +247,11 @@ func (u *udp) forget(h *handshake) {
 	h.stop()
 }
 
-// matured takes note that the source of h is what it says. u.mu is held.
-func (u *udp) matured(h *handshake) {
-	if h.young != nil {
-		u.young.Remove(h.young)
-		h.young = nil
-	}
-}
-
-// expire ends handshakes that had their time to show the cookie.
-func (u *udp) expire(now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for e := u.young.Front(); e != nil; e = u.young.Front() {
-		h, ok := e.Value.(*handshake)
-		if !ok || now.Sub(h.born) < cookieTimeout {
-			return
-		}
-		u.gw.stats.HandshakesEvicted.Add(1)
-		u.forget(h)
+// answered takes note that the client of h goes on with it. u.mu is held.
+func (u *udp) answered(h *handshake) {
+	if h.silent != nil {
+		u.silent.Remove(h.silent)
+		h.silent = nil
 	}
 }
 

@@ -200,14 +200,21 @@ func (s *Service) device(ctx context.Context, tx store.Tx, n New) (devices.Devic
 // is no such key or its device or the key itself is not good now: the three
 // are the same to whoever asks.
 func (s *Service) Secret(ctx context.Context, i Identity) (secret seal.Secret, err error) {
-	k, _, err := s.prove(ctx, i)
+	secret, _, err = s.Open(ctx, i)
+	return secret, err
+}
+
+// Open is Secret with whom the key proves: one look-up where both are needed.
+func (s *Service) Open(ctx context.Context, i Identity) (secret seal.Secret, a identity.Actor, err error) {
+	k, a, err := s.prove(ctx, i)
 	if fault.Is(err, fault.Unauthenticated) {
-		return nil, fault.Wrap(fault.NotFound, err, "no such psk")
+		return nil, identity.Actor{}, fault.Wrap(fault.NotFound, err, "no such psk")
 	}
 	if err != nil {
-		return nil, err
+		return nil, identity.Actor{}, err
 	}
-	return s.open(k)
+	secret, err = s.open(k)
+	return secret, a, err
 }
 
 // Reveal returns the secret of a key of the actor's organisation, whatever its

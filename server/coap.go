@@ -22,8 +22,8 @@ func (s *Server) buildCoAP(ctx context.Context) error {
 		Config:   s.Config.CoAP.Config,
 		Routes:   s.coapRoutes(),
 		Resolver: func(ctx context.Context, p identity.Proof) (identity.Actor, error) { return s.Resolver.Resolve(ctx, p) },
-		Secret: func(ctx context.Context, id string) (seal.Secret, error) {
-			return s.PSK.Secret(ctx, psk.Identity(id))
+		Secret: func(ctx context.Context, id string) (seal.Secret, identity.Actor, error) {
+			return s.PSK.Open(ctx, psk.Identity(id))
 		},
 		DecoyKey: decoy,
 		Certificate: func(name string) (*tls.Certificate, error) {

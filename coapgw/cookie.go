@@ -1,0 +1,250 @@
+package coapgw
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"reflect"
+	"time"
+	"unsafe"
+
+	"github.com/pion/dtls/v3"
+)
+
+// The cookie exchange of RFC 6347, 4.2.1. It is done here, before pion: nothing
+// is kept of a ClientHello until its source has shown that it is where it says.
+//
+// pion makes up a cookie for each handshake, so it would have to begin one for
+// every hello. Instead it gets the hello twice once the cookie has come back: at first as the
+// client sent it without, for which pion's answer goes nowhere, and then as it came. Both
+// are the same message but for the cookie, and only the second counts in the
+// handshake's hash. In between pion is told which cookie to expect.
+
+// cookie is what a client has to send back: which key it is made with, and the start of a MAC.
+type cookie [cookieLength]byte
+
+const (
+	cookieLength = 20
+	cookiePeriod = time.Minute // a cookie holds for one to two of these
+)
+
+// cookies makes and checks cookies.
+type cookies struct {
+	key    [32]byte
+	offset uintptr // of pion's cookie in its connection
+}
+
+func newCookies() (*cookies, error) {
+	at, err := cookieOffset()
+	if err != nil {
+		return nil, err
+	}
+	c := &cookies{offset: at}
+	rand.Read(c.key[:])
+	return c, nil
+}
+
+// of returns the cookie for a hello from a source in the period of a time.
+func (c *cookies) of(from netip.AddrPort, h *hello, at time.Time) cookie {
+	return c.in(uint64(at.UnixNano())/uint64(cookiePeriod), from, h) //nolint:gosec // G115: after 1970
+}
+
+func (c *cookies) in(period uint64, from netip.AddrPort, h *hello) (k cookie) {
+	mac := hmac.New(sha256.New, c.key[:])
+	var head [26]byte
+	binary.BigEndian.PutUint64(head[:], period)
+	addr := from.Addr().As16()
+	copy(head[8:], addr[:])
+	binary.BigEndian.PutUint16(head[24:], from.Port())
+	mac.Write(head[:])
+	mac.Write(h.before) // each of the two tells its own length
+	mac.Write(h.after)
+	var sum [sha256.Size]byte
+	k[0] = byte(period)
+	copy(k[1:], mac.Sum(sum[:0]))
+	return k
+}
+
+// valid reports whether the cookie of a hello is one we gave to its source, for
+// that hello, not long ago.
+func (c *cookies) valid(from netip.AddrPort, h *hello, now time.Time) bool {
+	if len(h.cookie) != cookieLength {
+		return false
+	}
+	period := uint64(now.UnixNano()) / uint64(cookiePeriod) //nolint:gosec // G115: after 1970
+	if byte(period) != h.cookie[0] {
+		period--
+	}
+	want := c.in(period, from, h)
+	return hmac.Equal(want[:], h.cookie)
+}
+
+// expect has pion expect a cookie of ours from the client of conn. It must be called
+// by the goroutine that sends pion's own request for one.
+func (c *cookies) expect(conn *dtls.Conn, k cookie) {
+	*(*[]byte)(unsafe.Add(unsafe.Pointer(conn), c.offset)) = k[:] //nolint:gosec // G103: the offset is checked by cookieOffset
+}
+
+// cookieOffset says where pion keeps the cookie of a connection, for which it has no option.
+func cookieOffset() (uintptr, error) {
+	state, ok := reflect.TypeFor[dtls.Conn]().FieldByName("state")
+	if ok && state.Type == reflect.TypeFor[dtls.State]() {
+		kept, ok := state.Type.FieldByName("cookie")
+		if ok && kept.Type == reflect.TypeFor[[]byte]() {
+			return state.Offset + kept.Offset, nil
+		}
+	}
+	return 0, errors.New("coapgw: this version of pion/dtls keeps its cookie elsewhere; see docs/decisions/0023")
+}
+
+// hello is a ClientHello that came whole, in one record at the beginning of a datagram. Its
+// slices are of the reader's buffer.
+type hello struct {
+	record  uint64 // the number of its record
+	message uint16 // and its own
+	before  []byte // the body up to the cookie: version, random, session id
+	cookie  []byte
+	after   []byte // cipher suites and compression methods
+	rest    []byte // the extensions
+}
+
+const (
+	handshakeHeader = 12 // type(1) length(3) message_seq(2) fragment_offset(3) fragment_length(3)
+
+	clientHello        = 1
+	serverHello        = 2
+	helloVerifyRequest = 3
+)
+
+// isHello reports whether a datagram begins with a ClientHello, or a part of one.
+func isHello(b []byte) bool { return isHandshake(b, clientHello) }
+
+// isHandshake reports whether a datagram begins with an unprotected handshake
+// message of a type.
+func isHandshake(b []byte, kind byte) bool {
+	return len(b) >= recordHeader+handshakeHeader && b[0] == typeHandshake && b[3] == 0 && b[4] == 0 && b[recordHeader] == kind
+}
+
+// parseHello reads a ClientHello. One in several fragments is not taken: it would have to be
+// kept before its source is known (RFC 6347, 4.2.1).
+func parseHello(b []byte) (h hello, ok bool) {
+	if !isHello(b) || b[1] != 0xfe {
+		return h, false
+	}
+	h.record = binary.BigEndian.Uint64(b[3:]) & maxSequence
+	n := int(binary.BigEndian.Uint16(b[recordHeader-2:]))
+	m := b[recordHeader:]
+	if n < handshakeHeader || len(m) < n {
+		return h, false
+	}
+	h.message = binary.BigEndian.Uint16(m[4:])
+	length, offset, fragment := uint24(m[1:]), uint24(m[6:]), uint24(m[9:])
+	body := m[handshakeHeader:n]
+	if offset != 0 || fragment != length || length != len(body) {
+		return h, false
+	}
+	h.before, h.rest, ok = cut(body, 34, 1) // version, random; session id
+	if !ok {
+		return h, false
+	}
+	if h.cookie, h.rest, ok = cut(h.rest, 0, 1); !ok {
+		return h, false
+	}
+	h.cookie = h.cookie[1:]
+	suites, rest, ok := cut(h.rest, 0, 2)
+	if !ok {
+		return h, false
+	}
+	compression, rest, ok := cut(rest, 0, 1)
+	if !ok {
+		return h, false
+	}
+	h.after, h.rest = h.rest[:len(suites)+len(compression)], rest
+	return h, true
+}
+
+// cut splits off the first skip bytes of b and a vector that begins with its
+// length, of so many bytes.
+func cut(b []byte, skip, size int) (first, rest []byte, ok bool) {
+	if len(b) < skip+size {
+		return nil, nil, false
+	}
+	n := skip + size + int(b[skip])
+	if size == 2 {
+		n = skip + size + int(binary.BigEndian.Uint16(b[skip:]))
+	}
+	if len(b) < n {
+		return nil, nil, false
+	}
+	return b[:n], b[n:], true
+}
+
+func uint24(b []byte) int { return int(b[0])<<16 | int(b[1])<<8 | int(b[2]) }
+
+func appendUint24(b []byte, n int) []byte { return append(b, byte(n>>16), byte(n>>8), byte(n)) }
+
+// suites returns the cipher suites of a hello that we have, in the client's
+// order; all of ours if there are none, for pion to refuse it by.
+func (h *hello) suites(ours []dtls.CipherSuiteID) []dtls.CipherSuiteID {
+	n := int(binary.BigEndian.Uint16(h.after))
+	var both []dtls.CipherSuiteID
+	for list := h.after[2 : 2+n&^1]; len(list) > 0; list = list[2:] {
+		id := dtls.CipherSuiteID(binary.BigEndian.Uint16(list))
+		for _, our := range ours {
+			if our == id && len(both) < len(ours) {
+				both = append(both, id)
+			}
+		}
+	}
+	if both == nil {
+		return ours
+	}
+	return both
+}
+
+// bare returns the hello as the client sent it first: without the cookie.
+func (h *hello) bare() []byte {
+	length := len(h.before) + 1 + len(h.after) + len(h.rest)
+	b := appendHandshake(make([]byte, 0, recordHeader+handshakeHeader+length), clientHello, h.record-1, length)
+	b = append(b, h.before...)
+	b = append(b, 0)
+	b = append(b, h.after...)
+	return append(b, h.rest...)
+}
+
+// request returns the HelloVerifyRequest that asks for a cookie. It is shorter
+// than any hello, has the number of the record that it answers, and the version that pion has there.
+func (h *hello) request(k cookie) []byte {
+	const length = 2 + 1 + cookieLength
+	b := appendHandshake(make([]byte, 0, recordHeader+handshakeHeader+length), helloVerifyRequest, h.record, length)
+	b = append(b, 0xfe, 0xfd, cookieLength)
+	return append(b, k[:]...)
+}
+
+// appendHandshake appends the headers of the first handshake message of either
+// side, alone in its record.
+func appendHandshake(b []byte, kind byte, record uint64, length int) []byte {
+	b = append(b, typeHandshake, 0xfe, 0xfd)
+	b = binary.BigEndian.AppendUint64(b, record)                         // epoch 0
+	b = binary.BigEndian.AppendUint16(b, uint16(handshakeHeader+length)) //nolint:gosec // G115: it came in a record
+	b = appendUint24(append(b, kind), length)
+	b = append(b, 0, 0, 0, 0, 0)
+	return appendUint24(b, length)
+}
+
+// renumber adds to the numbers of the records of epoch 0 in a datagram: those of pion
+// begin at 0, and a client that was asked for its cookie twice has seen
+// numbers beyond.
+func renumber(b []byte, by uint64) {
+	for len(b) >= recordHeader && b[3] == 0 && b[4] == 0 {
+		n := recordHeader + int(binary.BigEndian.Uint16(b[recordHeader-2:]))
+		binary.BigEndian.PutUint64(b[3:], binary.BigEndian.Uint64(b[3:])+by) // epoch 0 and the number
+		if len(b) < n {
+			return
+		}
+		b = b[n:]
+	}
+}
