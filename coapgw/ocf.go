@@ -32,7 +32,8 @@ type OCFProvider struct {
 	RedirectURL      string   `mapstructure:"redirect_url"`
 	Scopes           []string `mapstructure:"scopes"`
 	Audience         string   `mapstructure:"audience"`
-	GrantType        string   `mapstructure:"grant_type"` // authorizationCode or clientCredentials
+	GrantType        string   `mapstructure:"grant_type"`   // authorizationCode or clientCredentials
+	Organisation     string   `mapstructure:"organisation"` // whose devices an authority vouches for; the default one if empty
 }
 
 // The grants of a provider.
@@ -69,7 +70,7 @@ func (c OCFConfig) Validate() error {
 	at(c.ClientCertificateRequired || !c.DisconnectOnExpiredCertificate,
 		"disconnect_on_expired_certificate: contradicts ocf.client_certificate_required, which is false: there is no certificate to expire")
 	at(len(c.Providers) > 0, "providers: at least one is needed")
-	names, authority := map[string]bool{}, ""
+	names := map[string]bool{}
 	for i, p := range c.Providers {
 		at(p.Name != "", "providers[%d].name: must not be empty", i)
 		at(!names[p.Name], "providers[%d].name: %q is there twice", i, p.Name)
@@ -78,13 +79,15 @@ func (c OCFConfig) Validate() error {
 			"providers[%d].grant_type: must be %s or %s", i, AuthorizationCode, ClientCredentials)
 		at(p.GrantType != ClientCredentials || c.OwnerClaim != "sub",
 			"providers[%d].grant_type: %s contradicts ocf.owner_claim, which is sub: such a token has the client as its subject, not an owner", i, ClientCredentials)
+		at(p.Authority == c.Providers[0].Authority, "providers[%d].authority: must be the same for all, %q", i, c.Providers[0].Authority)
 		if p.Authority == "" {
+			at(p.GrantType != ClientCredentials, "providers[%d].grant_type: %s needs an authority; this server gives codes", i, ClientCredentials)
+			at(p.Organisation == "", "providers[%d].organisation: is for an authority; the codes of this server are of the organisation of the user", i)
 			continue
 		}
+		at(p.Organisation == c.Providers[0].Organisation, "providers[%d].organisation: must be the same for all, %q", i, c.Providers[0].Organisation)
 		at(p.ClientID != "", "providers[%d].client_id: must not be empty", i)
 		at(p.ClientSecretFile != "", "providers[%d].client_secret_file: must not be empty", i)
-		at(authority == "" || authority == p.Authority, "providers[%d].authority: must be the same for all, %q", i, authority)
-		authority = p.Authority
 	}
 	return errors.Join(faults...)
 }

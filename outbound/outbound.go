@@ -140,6 +140,35 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	return Answer{Status: resp.StatusCode, Header: resp.Header, Body: body}, nil
 }
 
+// HTTP returns c for libraries that make their own requests: under the same
+// guard and limits, to the same kinds of URL.
+func (c *Client) HTTP() *http.Client {
+	same := *c.http
+	same.Transport = transport{c}
+	return &same
+}
+
+type transport struct{ c *Client }
+
+// RoundTrip implements [http.RoundTripper].
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := CheckURL(r.URL.String(), t.c.plain); err != nil {
+		if r.Body != nil {
+			r.Body.Close()
+		}
+		return nil, err
+	}
+	resp, err := t.c.http.Transport.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(resp.Body, t.c.most), resp.Body}
+	return resp, nil
+}
+
 // CheckURL returns an Invalid fault if text is not the URL of a target: https,
 // or http where plain says so, with a host and without a user or a fragment.
 func CheckURL(text string, plain bool) error {

@@ -35,7 +35,7 @@ func (s *Server) buildCoAP(ctx context.Context) error {
 	}
 	s.Devices.Listen(s.CoAP.Changed)
 	s.tasks = append(s.tasks, task{"coap", s.CoAP.Run})
-	return s.buildOCF()
+	return s.buildOCF(ctx)
 }
 
 // coapRoutes is the surface of the gateway besides its own resources, a table per room.

@@ -3,7 +3,7 @@ package server
 import (
 	"context"
 	"crypto/x509"
-	"errors"
+	"fmt"
 	"maps"
 
 	"keystead/accounts"
@@ -17,19 +17,28 @@ import (
 )
 
 // ocfAccounts is what the OCF cloud resources rest on: the OAuth grants of this
-// server, and the device records.
-type ocfAccounts struct{ s *Server }
+// server or of an outside authority, and the device records.
+type ocfAccounts struct {
+	s       *Server
+	outside *ocfAuthority // nil where the tokens are this server's
+}
 
 // ocfOwner is the metadata of a device that says whose it is in OCF's terms.
 const ocfOwner = "ocf_owner"
 
 // Exchange implements coapgw.OCFAccounts.
-func (o *ocfAccounts) Exchange(ctx context.Context, _ coapgw.OCFProvider, code string) (coapgw.OCFTokens, error) {
+func (o *ocfAccounts) Exchange(ctx context.Context, p coapgw.OCFProvider, code string) (coapgw.OCFTokens, error) {
+	if o.outside != nil {
+		return o.outside.exchange(ctx, p, code)
+	}
 	return o.tokens(o.s.Accounts.ExchangeDevice(ctx, code))
 }
 
 // Refresh implements coapgw.OCFAccounts.
-func (o *ocfAccounts) Refresh(ctx context.Context, _ coapgw.OCFProvider, token string) (coapgw.OCFTokens, error) {
+func (o *ocfAccounts) Refresh(ctx context.Context, p coapgw.OCFProvider, token string) (coapgw.OCFTokens, error) {
+	if o.outside != nil {
+		return o.outside.refresh(ctx, p, token)
+	}
 	if !accounts.OwnsRefresh(token) {
 		return coapgw.OCFTokens{}, fault.New(fault.Unauthenticated, "the refresh token is not of this server")
 	}
@@ -45,6 +54,9 @@ func (o *ocfAccounts) tokens(set accounts.TokenSet, err error) (coapgw.OCFTokens
 
 // Verify implements coapgw.OCFAccounts.
 func (o *ocfAccounts) Verify(ctx context.Context, token string) (coapgw.OCFClaims, error) {
+	if o.outside != nil {
+		return o.verifyOutside(ctx, token)
+	}
 	t, err := o.s.Accounts.VerifyDevice(ctx, token)
 	if err != nil {
 		return coapgw.OCFClaims{}, err
@@ -54,6 +66,18 @@ func (o *ocfAccounts) Verify(ctx context.Context, token string) (coapgw.OCFClaim
 		claims["exp"] = t.ExpiresAt.Unix()
 	}
 	return coapgw.OCFClaims{All: claims, Org: t.Org}, nil
+}
+
+func (o *ocfAccounts) verifyOutside(ctx context.Context, token string) (coapgw.OCFClaims, error) {
+	claims, err := o.outside.verify(ctx, token)
+	if err != nil {
+		return coapgw.OCFClaims{}, err
+	}
+	org := o.outside.org
+	if org == "" {
+		org, err = o.s.Accounts.DefaultOrganisation(ctx)
+	}
+	return coapgw.OCFClaims{All: claims, Org: org}, err
 }
 
 // Trusted implements coapgw.OCFAccounts.
@@ -165,15 +189,19 @@ func (o *ocfAccounts) Unregister(ctx context.Context, org, deviceID, owner strin
 }
 
 // buildOCF gives the gateway what the OCF resources rest on, if they are on.
-func (s *Server) buildOCF() error {
+func (s *Server) buildOCF(ctx context.Context) error {
 	if !s.Config.CoAP.OCF.Enabled {
 		return nil
 	}
-	for _, p := range s.Config.CoAP.OCF.Providers {
-		if p.Authority != "" {
-			return errors.New("coap.ocf.providers: " + p.Name + ": tokens of an outside authority cannot be verified here yet; leave authority out")
+	outside, err := s.newOCFAuthority(s.Config.CoAP.OCF)
+	if err != nil {
+		return err
+	}
+	if outside != nil && outside.org != "" {
+		if _, err := s.Accounts.Organisation(ctx, outside.org); err != nil {
+			return fmt.Errorf("coap.ocf.providers: organisation: %q: %w", outside.org, err)
 		}
 	}
-	s.CoAP.Accounts = &ocfAccounts{s}
+	s.CoAP.Accounts = &ocfAccounts{s, outside}
 	return nil
 }
