@@ -52,7 +52,7 @@ func coapBench(r *run) error {
 	defer other.stop()
 	servers = append(servers, other)
 	orders = append(orders, order{Addr: addr, Keys: theirs, Paths: []string{"/"}, Workers: 50})
-	if lib, at, ok := libcoapServer(); ok {
+	if lib, at, ok := libcoapServer("-k", benchKey); ok {
 		defer lib.stop()
 		names, servers = append(names, "libcoap-openssl"), append(servers, lib)
 		orders = append(orders, order{Addr: at, Keys: theirs, Paths: []string{"/"}, Workers: 50})
@@ -86,8 +86,9 @@ func coapBench(r *run) error {
 	return nil
 }
 
-// libcoapServer starts Debian's CoAP server, if it is there.
-func libcoapServer() (*process, string, bool) {
+// libcoapServer starts Debian's CoAP server, with what it proves itself by, if
+// it is there.
+func libcoapServer(proof ...string) (*process, string, bool) {
 	bin, err := exec.LookPath("coap-server-openssl")
 	if err != nil {
 		return nil, "", false
@@ -99,7 +100,7 @@ func libcoapServer() (*process, string, bool) {
 	_, text, _ := net.SplitHostPort(socket.LocalAddr().String())
 	port, _ := strconv.Atoi(text)
 	socket.Close()
-	cmd := pinned(0, bin, "-A", "127.0.0.1", "-p", strconv.Itoa(port), "-k", benchKey, "-v", "0")
+	cmd := pinned(0, bin, append([]string{"-A", "127.0.0.1", "-p", strconv.Itoa(port), "-v", "0"}, proof...)...)
 	cmd.Stderr = nil
 	if cmd.Start() != nil {
 		return nil, "", false

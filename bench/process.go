@@ -34,6 +34,8 @@ func play(role string) int {
 			err = httpsLoad(order)
 		case "handshake":
 			err = handshakeLoad(order)
+		case "certificates":
+			err = certificateLoad(order)
 		case "mix":
 			err = mixLoad(order)
 		case "est":
@@ -44,6 +46,8 @@ func play(role string) int {
 			err = goCoAPServer(order)
 		case "pion":
 			err = pionServer(order)
+		case "pioncertificates":
+			err = pionCertificateServer(order)
 		default:
 			err = fmt.Errorf("no such role: %s", role)
 		}
@@ -64,6 +68,8 @@ type order struct {
 	Time    time.Duration
 	Paths   []string
 	Keys    []psKey
+	Certs   []certificate
+	CA      []byte // DER, of what a server believes
 }
 
 // psKey is a pre-shared key of a device.

@@ -194,21 +194,25 @@ func (c *caller) call(method, path string, in, out any) error {
 }
 
 func (c *caller) do(req *http.Request, out any) error {
+	b, err := c.read(req)
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(b, out)
+}
+
+// read returns the body of an answer that says yes.
+func (c *caller) read(req *http.Request) ([]byte, error) {
 	res, err := c.http.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
-	switch {
-	case err != nil:
-		return err
-	case res.StatusCode/100 != 2:
-		return fmt.Errorf("%s %s: %s: %.200s", req.Method, req.URL.Path, res.Status, b)
-	case out != nil:
-		return json.Unmarshal(b, out)
+	if err == nil && res.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s %s: %s: %.200s", req.Method, req.URL.Path, res.Status, b)
 	}
-	return nil
+	return b, err
 }
 
 // enrolmentToken makes a token without a limit on its uses.
@@ -224,6 +228,10 @@ func newCSR() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return csrOf(key)
+}
+
+func csrOf(key *ecdsa.PrivateKey) ([]byte, error) {
 	name := make([]byte, 8)
 	rand.Read(name)
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "bench-" + hex.EncodeToString(name)}}, key)
@@ -235,13 +243,19 @@ func (c *caller) enrol(token string) error {
 	if err != nil {
 		return err
 	}
+	_, err = c.enrolWith(token, csr)
+	return err
+}
+
+// enrolWith returns the answer to an enrolment with a request.
+func (c *caller) enrolWith(token string, csr []byte) (body []byte, err error) {
 	req, err := http.NewRequest(http.MethodPost, "https://"+c.addr+"/.well-known/est/simpleenroll", strings.NewReader(base64.StdEncoding.EncodeToString(csr)))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.SetBasicAuth("enrol", token)
 	req.Header.Set("Content-Type", "application/pkcs10")
-	return c.do(req, nil)
+	return c.read(req)
 }
 
 // mixLoad does everything a fleet and its administrators do, at random.
