@@ -14,6 +14,8 @@ BUILD    := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags "-s -w 
 
 # Debian packages of the real clients that the tests drive.
 PACKAGES := \
+	chromium \
+	chromium-driver \
 	curl \
 	iproute2 \
 	jq \

@@ -107,9 +107,26 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Mailer sends the few mails there are. It must not wait for the mail server.
+// Mailer sends the few mails there are, once the transaction that queues them is durable.
 type Mailer interface {
-	Send(ctx context.Context, to, subject, text string) error
+	Queue(tx store.Tx, m Mail) error
+}
+
+// Mail is one to send.
+type Mail struct {
+	To      string
+	Subject string
+	Text    string
+	Until   time.Time // it is of no use after this
+	Decoy   bool      // it costs what a mail costs, and goes nowhere
+}
+
+// queue queues a mail as part of tx, where mail is sent at all.
+func (s *Service) queue(tx store.Tx, m Mail) error {
+	if s.Mail == nil {
+		return nil
+	}
+	return s.Mail.Queue(tx, m)
 }
 
 // Tokens makes and reads the signed tokens of users.

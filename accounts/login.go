@@ -55,29 +55,48 @@ type Attempt struct {
 }
 
 // ErrSecondFactor says that the password was right and a second factor is due.
-var ErrSecondFactor = fault.New(fault.Unauthenticated, "a second factor is needed: send the code of your authenticator app, or a recovery code, as \"code\"")
+var ErrSecondFactor = fault.New(fault.Unauthenticated, "a second factor is needed: send the code of your authenticator app, or a recovery code, as \"code\"; or a passkey, see /tokens/passkey/begin")
 
 // LogIn checks a password, and a second factor where one is set up. Whatever is
 // wrong with the account or the password, the answer is the same and takes as
 // long. Failures are counted per account and address; an account that is being
-// guessed at from everywhere still opens from where it was opened before.
+// guessed at from everywhere still opens from where it was opened before. With
+// [ErrSecondFactor] comes the user, who has not logged in yet; see [Service.BeginConfirm].
 func (s *Service) LogIn(ctx context.Context, a Attempt) (User, time.Time, error) {
-	from := throttle.Prefix(a.From)
-	pair := canonical(a.Email) + "\x00" + from
-	if wait := max(s.logins.pair.Wait(pair), s.logins.address.Wait(from)); wait > 0 {
-		return User{}, time.Time{}, tooMany(wait)
-	}
-	u, err := s.userByEmail(ctx, a.Email)
-	if err != nil && !fault.Is(err, fault.NotFound) {
+	u, pair, err := s.checkPasswordOf(ctx, a)
+	if err != nil {
 		return User{}, time.Time{}, err
+	}
+	var factor time.Time
+	if u.Factors {
+		if err := s.checkCode(ctx, u, a.Code); err != nil {
+			return u, time.Time{}, err
+		}
+		factor = s.Now()
+	}
+	s.logins.pair.Forget(pair)
+	return u, factor, s.loggedIn(ctx, u, throttle.Prefix(a.From))
+}
+
+// checkPasswordOf is the first half of LogIn. It returns the user and what its
+// failures are counted by.
+func (s *Service) checkPasswordOf(ctx context.Context, a Attempt) (u User, pair string, err error) {
+	from := throttle.Prefix(a.From)
+	pair = canonical(a.Email) + "\x00" + from
+	if wait := max(s.logins.pair.Wait(pair), s.logins.address.Wait(from)); wait > 0 {
+		return User{}, "", tooMany(wait)
+	}
+	u, err = s.userByEmail(ctx, a.Email)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return User{}, "", err
 	}
 	known := slices.Contains(u.KnownFrom, placeMark(u.ID, from))
 	if wait := s.logins.account.Wait(canonical(a.Email)); wait > 0 && !known {
-		return User{}, time.Time{}, tooMany(wait)
+		return User{}, "", tooMany(wait)
 	}
 	ok, err := s.hashes.matches(ctx, a.Password, u.Password)
 	if err != nil {
-		return User{}, time.Time{}, err
+		return User{}, "", err
 	}
 	if !ok || u.Status != Enabled {
 		s.logins.pair.Spend(pair)
@@ -85,17 +104,9 @@ func (s *Service) LogIn(ctx context.Context, a Attempt) (User, time.Time, error)
 		if !known {
 			s.logins.account.Spend(canonical(a.Email))
 		}
-		return User{}, time.Time{}, ErrUnauthenticated
+		return User{}, "", ErrUnauthenticated
 	}
-	var factor time.Time
-	if u.Factors {
-		if err := s.checkCode(ctx, u, a.Code); err != nil {
-			return User{}, time.Time{}, err
-		}
-		factor = s.Now()
-	}
-	s.logins.pair.Forget(pair)
-	return u, factor, s.loggedIn(ctx, u, from)
+	return u, pair, nil
 }
 
 // placeMark is how an account remembers an address without keeping it.
@@ -288,6 +299,9 @@ func (s *Service) sweep(ctx context.Context) error {
 	}
 	now := s.Now().UTC()
 	if err := sweepTable(ctx, s.DB, sessionTable, now, func(x session) (string, time.Time) { return x.ID, x.Expires }); err != nil {
+		return err
+	}
+	if err := sweepTable(ctx, s.DB, challengeTable, now, func(c challenge) (string, time.Time) { return c.ID, c.Expires }); err != nil {
 		return err
 	}
 	return sweepTable(ctx, s.DB, consentTable, now, func(g consent) (string, time.Time) { return g.ID, g.Expires })

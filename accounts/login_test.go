@@ -22,6 +22,7 @@ import (
 	"keystead/accounts"
 	"keystead/fault"
 	"keystead/identity"
+	"keystead/store"
 )
 
 // macs is the Tokens of these tests: what a token says, and a MAC.
@@ -64,14 +65,20 @@ func (m macs) Verify(text string) (t accounts.Token, err error) {
 
 // mails is the Mailer of these tests.
 type mails struct {
-	mu   sync.Mutex
-	sent []string // "to: text"
+	mu     sync.Mutex
+	sent   []string // "to: text"
+	queued int      // decoys among them
 }
 
-func (m *mails) Send(_ context.Context, to, _, text string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.sent = append(m.sent, to+": "+text)
+func (m *mails) Queue(tx store.Tx, mail accounts.Mail) error {
+	tx.OnCommit(func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.queued++
+		if !mail.Decoy {
+			m.sent = append(m.sent, mail.To+": "+mail.Text)
+		}
+	})
 	return nil
 }
 
@@ -314,6 +321,9 @@ func TestAnUnknownAddressLooksLikeAKnownOne(t *testing.T) {
 		if err := w.RequestRecovery(t.Context(), email, from); err != nil {
 			t.Errorf("%s: %v, want nothing", email, err)
 		}
+	}
+	if m.queued != 2 {
+		t.Errorf("%d mails are queued, want as many for an address without an account", m.queued)
 	}
 	if m.link("nobody@example.com") != "" {
 		t.Error("an address without an account was mailed a key")

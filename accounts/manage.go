@@ -220,6 +220,9 @@ func (s *Service) DeleteUser(ctx context.Context, userID string) error {
 				return err
 			}
 		}
+		if err := dropFactorsOf(tx, userID); err != nil {
+			return err
+		}
 		sessions, err := all(tx, sessionTable, "user", store.TermOf(userID))
 		if err != nil {
 			return err
@@ -572,6 +575,7 @@ func (s *Service) CreateInvite(ctx context.Context, email, org string, role iden
 		ID: t.ID, Email: email, Org: org, Role: role, Inviter: a.ID, State: InvitePending, Hash: t.Hash(),
 		CreatedAt: now, ExpiresAt: now.Add(s.Config.InviteTTL),
 	}
+	_, mayMail := s.logins.mail.Take(canonical(email))
 	err := s.DB.Update(ctx, func(tx store.Tx) error {
 		u, err := userTable.GetBy(tx, "email", store.TermOf(canonical(email)))
 		switch {
@@ -592,20 +596,23 @@ func (s *Service) CreateInvite(ctx context.Context, email, org string, role iden
 		if err := inviteTable.Insert(tx, i.ID, i); err != nil {
 			return err
 		}
+		if mayMail {
+			err := s.queue(tx, Mail{
+				To: email, Subject: "You are invited", Until: i.ExpiresAt,
+				Text: "You are invited to administer devices.\n\n" + s.PublicURL + "/invite#" + string(t.Text()) +
+					"\n\nThe link works until " + i.ExpiresAt.Format(time.RFC1123) + ".\n",
+			})
+			if err != nil {
+				return err
+			}
+		}
 		detail := map[string]string{"role": string(role)}
 		if org != "" {
 			detail["email"] = email
 		}
 		return s.note(ctx, tx, org, "invite.create", i.ID, detail)
 	})
-	if err != nil || s.Mail == nil {
-		return i, t.Text(), err
-	}
-	if _, ok := s.logins.mail.Take(canonical(email)); !ok {
-		return i, t.Text(), nil
-	}
-	return i, t.Text(), s.Mail.Send(ctx, email, "You are invited", "You are invited to administer devices.\n\n"+
-		s.PublicURL+"/invite#"+string(t.Text())+"\n\nThe link works until "+i.ExpiresAt.Format(time.RFC1123)+".\n")
+	return i, t.Text(), err
 }
 
 // Invites returns the invites to an organisation, or to the server for "".
@@ -747,27 +754,29 @@ func (s *Service) Register(ctx context.Context, n NewUser, from netip.Addr) erro
 		return err
 	}
 	t := seal.NewTicket(verifyKind, u.ID)
+	_, mayMail := s.logins.mail.Take(canonical(n.Email))
+	until := s.Now().UTC().Add(s.Config.VerifyTTL)
 	err = s.DB.Update(ctx, func(tx store.Tx) error {
 		if err := s.insertUser(ctx, tx, u); err != nil || !verify {
 			return err
 		}
-		return verifyTable.Set(tx, u.ID, recovery{Hash: t.Hash(), Expires: s.Now().UTC().Add(s.Config.VerifyTTL)})
+		if err := verifyTable.Set(tx, u.ID, recovery{Hash: t.Hash(), Expires: until}); err != nil {
+			return err
+		}
+		return s.queue(tx, Mail{
+			To: n.Email, Subject: "Verify your address", Until: until, Decoy: !mayMail,
+			Text: "Open this link to finish your registration:\n\n" + s.PublicURL + "/verify#" + string(t.Text()) + "\n",
+		})
 	})
-	if !verify {
+	if !verify || !fault.Is(err, fault.Conflict) {
 		return err
 	}
-	if _, ok := s.logins.mail.Take(canonical(n.Email)); !ok {
-		return nil
-	}
-	if fault.Is(err, fault.Conflict) {
-		return s.Mail.Send(ctx, n.Email, "You have an account already",
-			"Somebody, probably you, tried to register with this address, which has an account already.\n\n"+s.PublicURL+"/login\n")
-	}
-	if err != nil {
-		return err
-	}
-	return s.Mail.Send(ctx, n.Email, "Verify your address",
-		"Open this link to finish your registration:\n\n"+s.PublicURL+"/verify#"+string(t.Text())+"\n")
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		return s.queue(tx, Mail{
+			To: n.Email, Subject: "You have an account already", Until: until, Decoy: !mayMail,
+			Text: "Somebody, probably you, tried to register with this address, which has an account already.\n\n" + s.PublicURL + "/login\n",
+		})
+	})
 }
 
 var verifyTable = store.NewTable[recovery]("verification key") // by user

@@ -43,14 +43,16 @@ func (s *Service) RequestRecovery(ctx context.Context, email string, from netip.
 	}
 	good := err == nil && u.Status == Enabled && mayMail && s.Mail != nil
 	if !good {
-		u.ID = nobody
+		u.ID, u.Email = nobody, email
 	}
-	text, err := s.newRecovery(ctx, u.ID)
-	if err != nil || !good {
-		return err
-	}
-	return s.Mail.Send(ctx, u.Email, "Reset your password", "Somebody, probably you, asked for a new password for your account.\n\n"+
-		s.PublicURL+"/reset#"+string(text)+"\n\nThe link works once, for "+s.Config.RecoveryTTL.String()+". If it was not you, there is nothing to do.\n")
+	_, err = s.newRecovery(ctx, u.ID, func(tx store.Tx, key seal.Secret) error {
+		return s.queue(tx, Mail{
+			To: u.Email, Subject: "Reset your password", Decoy: !good, Until: s.Now().UTC().Add(s.Config.RecoveryTTL),
+			Text: "Somebody, probably you, asked for a new password for your account.\n\n" +
+				s.PublicURL + "/reset#" + string(key) + "\n\nThe link works once, for " + s.Config.RecoveryTTL.String() + ". If it was not you, there is nothing to do.\n",
+		})
+	})
+	return err
 }
 
 // IssueRecovery returns a recovery key of a user, for an administrator to hand
@@ -62,16 +64,22 @@ func (s *Service) IssueRecovery(ctx context.Context, userID string) (seal.Secret
 	if err := s.fresh(ctx); err != nil {
 		return nil, time.Time{}, err
 	}
-	text, err := s.newRecovery(ctx, userID)
+	text, err := s.newRecovery(ctx, userID, nil)
 	return text, s.Now().UTC().Add(s.Config.RecoveryTTL), err
 }
 
-func (s *Service) newRecovery(ctx context.Context, userID string) (seal.Secret, error) {
+// newRecovery makes a recovery key, and has tell, unless nil, tell of it in the same transaction.
+func (s *Service) newRecovery(ctx context.Context, userID string, tell func(store.Tx, seal.Secret) error) (seal.Secret, error) {
 	t := seal.NewTicket(recoveryKind, userID)
 	r := recovery{Hash: t.Hash(), Expires: s.Now().UTC().Add(s.Config.RecoveryTTL)}
 	err := s.DB.Update(ctx, func(tx store.Tx) error {
 		if err := recoveryTable.Set(tx, userID, r); err != nil {
 			return err
+		}
+		if tell != nil {
+			if err := tell(tx, t.Text()); err != nil {
+				return err
+			}
 		}
 		return s.note(ctx, tx, "", "recovery.issue", userID, nil)
 	})
@@ -137,9 +145,10 @@ func (s *Service) recoverable(tx store.Tx, t seal.Ticket) (User, error) {
 	return s.alive(tx, t.ID)
 }
 
-// setPassword replaces a password and ends whatever rests on the one before.
+// setPassword replaces a password and ends whatever rests on the one before. Its
+// owner is told by mail.
 func (s *Service) setPassword(ctx context.Context, tx store.Tx, userID, hash, action string) error {
-	_, err := userTable.Update(tx, userID, func(u *User) error {
+	u, err := userTable.Update(tx, userID, func(u *User) error {
 		u.Password, u.UpdatedAt = hash, s.Now().UTC()
 		u.Epoch++
 		return nil
@@ -148,6 +157,17 @@ func (s *Service) setPassword(ctx context.Context, tx store.Tx, userID, hash, ac
 		return err
 	}
 	s.moved(tx)
+	if u.Email != "" {
+		now := s.Now().UTC()
+		err := s.queue(tx, Mail{
+			To: u.Email, Subject: "Your password was changed", Until: now.Add(24 * time.Hour),
+			Text: "The password of your account was changed at " + now.Format(time.RFC1123) + ", and whoever was logged in with it no longer is.\n\n" +
+				"If it was not you, ask an administrator to disable the account.\n",
+		})
+		if err != nil {
+			return err
+		}
+	}
 	return s.note(ctx, tx, "", action, userID, nil)
 }
 

@@ -55,7 +55,7 @@ func (s *Service) BeginTOTP(ctx context.Context) (TOTP, error) {
 		return TOTP{}, err
 	}
 	secret := seal.NewSecret(totpBytes)
-	f := factor{Sealed: s.Box.Seal(totpPlace(u.ID), secret), Since: s.Now().UTC()}
+	sealed := s.Box.Seal(totpPlace(u.ID), secret)
 	err = s.DB.Update(ctx, func(tx store.Tx) error {
 		old, err := factorTable.Get(tx, u.ID)
 		if err != nil && !fault.Is(err, fault.NotFound) {
@@ -64,7 +64,8 @@ func (s *Service) BeginTOTP(ctx context.Context) (TOTP, error) {
 		if old.Active {
 			return fault.New(fault.Conflict, "an authenticator app is set up already; remove it first")
 		}
-		return factorTable.Set(tx, u.ID, f)
+		// Codes that stand in for passkeys stay.
+		return factorTable.Set(tx, u.ID, factor{Sealed: sealed, Codes: old.Codes, Since: s.Now().UTC()})
 	})
 	text := base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(secret)
 	v := url.Values{"secret": {text}, "issuer": {"Keystead"}, "period": {"30"}, "digits": {"6"}, "algorithm": {"SHA1"}}
@@ -88,8 +89,9 @@ func (s *Service) selfInteractive(ctx context.Context) (User, error) {
 	return s.User(ctx, a.ID)
 }
 
-// ConfirmTOTP switches the second factor on, and returns recovery codes, each
-// of which works once in place of a code. All login keys and sessions end.
+// ConfirmTOTP switches the authenticator app on, and returns recovery codes, each
+// of which works once in place of a second factor; they replace those before. All
+// login keys and sessions end.
 func (s *Service) ConfirmTOTP(ctx context.Context, code string) ([]string, error) {
 	u, err := s.selfInteractive(ctx)
 	if err != nil {
@@ -101,7 +103,7 @@ func (s *Service) ConfirmTOTP(ctx context.Context, code string) ([]string, error
 	codes, hashes := newCodes()
 	err = s.DB.Update(ctx, func(tx store.Tx) error {
 		f, err := factorTable.Get(tx, u.ID)
-		if err != nil || f.Active {
+		if err != nil || f.Active || f.Sealed == nil {
 			return fault.New(fault.Conflict, "begin to set up an authenticator app first")
 		}
 		step, err := s.totpStepOf(u.ID, f, code)
@@ -124,6 +126,22 @@ func (s *Service) ConfirmTOTP(ctx context.Context, code string) ([]string, error
 	return codes, nil
 }
 
+// HasTOTP reports whether a user has an authenticator app set up.
+func (s *Service) HasTOTP(ctx context.Context, userID string) (on bool, err error) {
+	if _, err := s.User(ctx, userID); err != nil {
+		return false, err
+	}
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		f, err := factorTable.Get(tx, userID)
+		on = err == nil && f.Active
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		return err
+	})
+	return on, err
+}
+
 func (s *Service) setFactors(ctx context.Context, tx store.Tx, userID string, on bool) error {
 	_, err := userTable.Update(tx, userID, func(u *User) error {
 		u.Factors = on
@@ -137,8 +155,9 @@ func (s *Service) setFactors(ctx context.Context, tx store.Tx, userID string, on
 	return s.note(ctx, tx, "", "second_factor.change", userID, map[string]string{"on": strconv.FormatBool(on)})
 }
 
-// RemoveTOTP switches the second factor of a user off: its own with a fresh one,
-// anybody's for a platform administrator.
+// RemoveTOTP takes a user's authenticator app away: its own with a fresh second
+// factor, anybody's for a platform administrator. Passkeys stay, and with them the
+// recovery codes.
 func (s *Service) RemoveTOTP(ctx context.Context, userID string) error {
 	if err := interactive(identity.FromContext(ctx)); err != nil {
 		return err
@@ -150,10 +169,22 @@ func (s *Service) RemoveTOTP(ctx context.Context, userID string) error {
 		return err
 	}
 	return s.DB.Update(ctx, func(tx store.Tx) error {
-		if _, err := factorTable.Delete(tx, userID); err != nil && !fault.Is(err, fault.NotFound) {
+		f, err := factorTable.Get(tx, userID)
+		if err != nil && !fault.Is(err, fault.NotFound) {
 			return err
 		}
-		return s.setFactors(ctx, tx, userID, false)
+		n, err := passkeyTable.Count(tx, "user", store.TermOf(userID))
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			if err := factorTable.Set(tx, userID, factor{Codes: f.Codes, Since: f.Since}); err != nil {
+				return err
+			}
+		} else if _, err := factorTable.Delete(tx, userID); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		return s.setFactors(ctx, tx, userID, n > 0)
 	})
 }
 
@@ -170,9 +201,11 @@ func (s *Service) checkCode(ctx context.Context, u User, code string) error {
 		if err != nil {
 			return err
 		}
-		step, err := s.totpStepOf(u.ID, f, code)
-		if err != nil {
-			return err
+		var step int64
+		if f.Active {
+			if step, err = s.totpStepOf(u.ID, f, code); err != nil {
+				return err
+			}
 		}
 		if step > f.LastStep {
 			f.LastStep = step

@@ -21,6 +21,7 @@ import (
 	"keystead/coapgw"
 	"keystead/est"
 	"keystead/lwm2m"
+	"keystead/mail"
 	"keystead/messages/sink"
 	"keystead/outbound"
 	"keystead/pki"
@@ -55,6 +56,7 @@ type Config struct {
 	Tokens   tokens.Config   `mapstructure:"tokens"`
 	Messages Messages        `mapstructure:"messages"`
 	Accounts accounts.Config `mapstructure:"accounts"`
+	Mail     mail.Config     `mapstructure:"mail"`
 
 	AuthSets authsets.Config `mapstructure:"authsets"`
 	Forward  Forward         `mapstructure:"forward"`
@@ -88,6 +90,7 @@ func Default() Config {
 		Console:   Console{Enabled: true},
 		Tokens:    tokens.DefaultConfig(),
 		Accounts:  accounts.DefaultConfig(),
+		Mail:      mail.DefaultConfig(),
 		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
 		AuthSets:  authsets.DefaultConfig(),
 		Forward:   Forward{Timeout: 30 * time.Second, MaxBody: 16 << 20},

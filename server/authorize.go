@@ -40,6 +40,7 @@ func (s *Server) authorizeRoutes() []route {
 		{method: http.MethodDelete, path: "/oauth/clients/:id", need: identity.OrgAdmin, handle: s.deleteClient},
 		{method: http.MethodGet, path: "/oauth/page.css", need: identity.Public, handle: s.pageFile},
 		{method: http.MethodGet, path: "/oauth/page.js", need: identity.Public, handle: s.pageFile},
+		{method: http.MethodGet, path: "/oauth/passkey.js", need: identity.Public, handle: s.pageFile},
 		{method: http.MethodGet, path: "/setup", need: identity.Public, handle: accountPage(pageView{Title: "Set up the server", Form: "setup", AskEmail: true, AskPassword: true})},
 		{method: http.MethodGet, path: "/reset", need: identity.Public, handle: accountPage(pageView{Title: "Set a new password", Form: "reset", AskPassword: true})},
 		{method: http.MethodGet, path: "/invite", need: identity.Public, handle: accountPage(pageView{Title: "Accept the invite", Form: "invite", AskEmail: true, AskPassword: true})},
@@ -92,13 +93,23 @@ type pageView struct {
 
 	Form                  string
 	AskEmail, AskPassword bool
+
+	Second   bool
+	Ceremony *ceremonyView // for an authenticator; nil if there is none to ask
+	Account  *accountView
+	Stale    bool // changes need a second factor first
+	Secret   string
+	QR       template.HTML
+	Codes    []string
+	Wide     bool
 }
 
 // showPage answers with a page that no other site can frame, and that runs no
 // script but the server's own. Forms lead here, and to sendTo.
 func showPage(c echo.Context, status int, v pageView, sendTo string) error {
 	h := c.Response().Header()
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'; form-action 'self' "+sendTo)
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; form-action 'self' "+sendTo)
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
@@ -192,7 +203,7 @@ func (s *Server) authorizeStep(c echo.Context, query, problem string) error {
 		if problem != "" {
 			status = http.StatusUnauthorized
 		}
-		return showPage(c, status, pageView{Title: "Log in", Login: true, Query: query, Problem: problem, Providers: s.providerNames()}, formTarget(r.Redirect))
+		return s.askLogIn(c, status, query, problem)
 	}
 	v := pageView{
 		Title: "Allow access?", Consent: true, Query: query, Client: client.Name, User: identity.FromContext(ctx).Name,
@@ -229,6 +240,15 @@ func formTarget(redirect string) string {
 		return u.Scheme + "://" + u.Host
 	}
 	return u.Scheme + ":"
+}
+
+// redirectTarget is formTarget of an authorization request that was checked, "" for none.
+func redirectTarget(query string) string {
+	q, err := url.ParseQuery(query)
+	if err != nil || query == "" {
+		return ""
+	}
+	return formTarget(q.Get("redirect_uri"))
 }
 
 // sendBack answers the client through the browser (RFC 6749, 4.1.2; RFC 9207).
@@ -290,22 +310,24 @@ func (s *Server) pageLogIn(c echo.Context) error {
 	})
 	switch {
 	case errors.Is(err, accounts.ErrSecondFactor):
-		return s.authorizeStep(c, next, "Give the code of your authenticator app as well.")
+		return s.askSecond(c, http.StatusOK, u.ID, next, "")
 	case fault.Is(err, fault.Unauthenticated):
-		return s.authorizeStep(c, next, "The address, the password or the code is not right.")
+		return s.logInAgain(c, next, "The address, the password or the code is not right.")
 	case fault.Is(err, fault.TooMany):
-		return s.authorizeStep(c, next, "There were too many failed attempts; wait a while.")
+		return s.logInAgain(c, next, "There were too many failed attempts; wait a while.")
 	case err != nil:
 		return err
 	}
-	text, expires, err := s.Accounts.OpenSession(ctx, u, factor)
-	if err != nil {
-		return err
+	return s.openSession(c, u, factor, next)
+}
+
+// logInAgain shows the login with what was wrong, for an authorization request that
+// is checked again, or for none.
+func (s *Server) logInAgain(c echo.Context, next, problem string) error {
+	if next == "" {
+		return s.askLogIn(c, http.StatusUnauthorized, "", problem)
 	}
-	c.SetCookie(&http.Cookie{
-		Name: sessionCookie, Value: string(text), Path: "/", Expires: expires, Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode,
-	})
-	return c.Redirect(http.StatusSeeOther, "/oauth/authorize?"+next)
+	return s.authorizeStep(c, next, problem)
 }
 
 func (s *Server) pageLogOut(c echo.Context) error {

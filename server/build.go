@@ -49,6 +49,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		s.buildTokens,
 		s.buildIssuers,
 		s.buildMessages,
+		s.buildMail,
 		s.buildAccounts,
 		s.buildProviders,
 		s.buildAccessKeys,
@@ -116,6 +117,9 @@ func (s *Server) buildDevices(ctx context.Context) error {
 // buildAccounts opens who may administer.
 func (s *Server) buildAccounts(context.Context) error {
 	s.Accounts = &accounts.Service{DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log, Box: s.keys.Box("account"), Tokens: userTokens{s.Tokens}, Config: s.Config.Accounts, PublicURL: s.Config.PublicURL}
+	if s.Mail != nil {
+		s.Accounts.Mail = mailer{s.Mail}
+	}
 	s.Accounts.Start()
 	s.tasks = append(s.tasks, task{"accounts", s.Accounts.Run})
 	return nil

@@ -25,6 +25,9 @@ func (s *Server) resealers() map[string]func(context.Context) (int, error) {
 		"dms":           s.EST.Reseal,
 		"lwm2m_server":  s.LwM2M.Reseal,
 	}
+	if s.Mail != nil {
+		all["mail"] = s.Mail.Reseal
+	}
 	if kept, ok := s.PKI.Keys.(*pki.SealedKeys); ok { // those of a token are not ours to seal
 		all["ca_key"] = kept.Reseal
 	}

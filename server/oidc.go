@@ -202,17 +202,7 @@ func (s *Server) endOutside(c echo.Context) error {
 		return err
 	}
 	// A second factor here is given here, whatever the provider asked for.
-	text, expires, err := s.Accounts.OpenSession(ctx, u, time.Time{})
-	if err != nil {
-		return err
-	}
-	c.SetCookie(&http.Cookie{
-		Name: sessionCookie, Value: string(text), Path: "/", Expires: expires, Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode,
-	})
-	if f.Next == "" {
-		return showPage(c, http.StatusOK, pageView{Title: "You are logged in"}, "")
-	}
-	return c.Redirect(http.StatusSeeOther, "/oauth/authorize?"+f.Next)
+	return s.openSession(c, u, time.Time{}, f.Next)
 }
 
 // exchange gives the code for an ID token and returns who that says it is.

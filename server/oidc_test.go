@@ -166,7 +166,7 @@ func TestOpenIDLogin(t *testing.T) {
 		return a
 	}
 	end, session := r.logInOutside(t, p, nil)
-	if end.StatusCode != http.StatusOK || session == "" {
+	if end.StatusCode != http.StatusSeeOther || end.Header.Get("Location") != "/account" || session == "" {
 		t.Fatalf("login = %d, want a session", end.StatusCode)
 	}
 	first := who(session)

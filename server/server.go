@@ -29,6 +29,7 @@ import (
 	"keystead/events"
 	"keystead/identity"
 	"keystead/lwm2m"
+	"keystead/mail"
 	"keystead/messages"
 	"keystead/pki"
 	"keystead/psk"
@@ -61,6 +62,7 @@ type Server struct {
 	Tokens     *tokens.Service
 	Issuers    *tokens.Issuers
 	Messages   *messages.Service
+	Mail       *mail.Service // nil where no mail server is configured
 	AuthSets   *authsets.Service
 	Resolver   identity.Resolver // the methods of every credential, the same on every listener
 
@@ -128,6 +130,8 @@ func (s *Server) routes() []route {
 		s.webhookRoutes(),
 		s.keyRoutes(),
 		s.userRoutes(),
+		s.passkeyRoutes(),
+		s.accountPageRoutes(),
 		s.orgRoutes(),
 		s.thingRoutes(),
 		s.authorizeRoutes(),

@@ -22,5 +22,7 @@ form.addEventListener("submit", async event => {
   const answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: body && JSON.stringify(body) });
   const text = await answer.text();
   outcome.textContent = answer.ok ? "Done. You can log in now." : JSON.parse(text).error;
+  outcome.className = answer.ok ? "good" : "";
   form.hidden = answer.ok;
+  document.getElementById("onwards").hidden = !answer.ok;
 });

@@ -1,0 +1,540 @@
+package accounts_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"keystead/accounts"
+	"keystead/fault"
+	"keystead/identity"
+)
+
+// authenticator is a software one, which lies where it is told to.
+type authenticator struct {
+	key    *ecdsa.PrivateKey
+	id     []byte
+	handle []byte
+	count  uint32
+	origin string
+	rp     string
+	flags  byte
+}
+
+// Flags of an authenticator's data (Web Authentication, 6.1).
+const (
+	present  = 1
+	verified = 4
+	attested = 64
+)
+
+var b64 = base64.RawURLEncoding
+
+func newAuthenticator(t testing.TB) *authenticator {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &authenticator{key: key, id: []byte(rand.Text()), origin: "https://id.example.com", rp: "id.example.com", flags: present | verified}
+}
+
+// asked is the part of the options that a test's authenticator looks at.
+type asked struct {
+	PublicKey struct {
+		Challenge string `json:"challenge"`
+		RPID      string `json:"rpId"`
+		User      struct {
+			ID string `json:"id"`
+		} `json:"user"`
+		UserVerification string `json:"userVerification"`
+		Allow            []struct {
+			ID string `json:"id"`
+		} `json:"allowCredentials"`
+	} `json:"publicKey"`
+}
+
+func read(t testing.TB, c accounts.Ceremony) (a asked) {
+	t.Helper()
+	if err := json.Unmarshal(c.Options, &a); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func (a *authenticator) clientData(kind, challenge string) []byte {
+	b, _ := json.Marshal(map[string]any{"type": kind, "challenge": challenge, "origin": a.origin, "crossOrigin": false})
+	return b
+}
+
+func (a *authenticator) data(flags byte) []byte {
+	rp := sha256.Sum256([]byte(a.rp))
+	return binary.BigEndian.AppendUint32(append(rp[:], flags), a.count)
+}
+
+// create answers the question for a new key.
+func (a *authenticator) create(t testing.TB, c accounts.Ceremony) []byte {
+	t.Helper()
+	q := read(t, c)
+	a.handle, _ = b64.DecodeString(q.PublicKey.User.ID)
+	x, y := make([]byte, 32), make([]byte, 32)
+	a.key.X.FillBytes(x)
+	a.key.Y.FillBytes(y)
+	mode, _ := cbor.CTAP2EncOptions().EncMode()
+	cose, err := mode.Marshal(map[int]any{1: 2, 3: -7, -1: 1, -2: x, -3: y})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := a.data(a.flags | attested)
+	data = append(data, make([]byte, 16)...)
+	data = binary.BigEndian.AppendUint16(data, uint16(len(a.id)))
+	data = append(append(data, a.id...), cose...)
+	object, err := mode.Marshal(map[string]any{"fmt": "none", "attStmt": map[string]any{}, "authData": data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.answer(map[string]any{
+		"clientDataJSON": b64.EncodeToString(a.clientData("webauthn.create", q.PublicKey.Challenge)), "attestationObject": b64.EncodeToString(object),
+		"transports": []string{"internal"},
+	})
+}
+
+func (a *authenticator) answer(response map[string]any) []byte {
+	b, _ := json.Marshal(map[string]any{
+		"id": b64.EncodeToString(a.id), "rawId": b64.EncodeToString(a.id), "type": "public-key", "response": response, "clientExtensionResults": map[string]any{},
+	})
+	return b
+}
+
+// get answers the question for a signature.
+func (a *authenticator) get(t testing.TB, c accounts.Ceremony) []byte {
+	t.Helper()
+	return a.sign(t, read(t, c).PublicKey.Challenge)
+}
+
+func (a *authenticator) sign(t testing.TB, challenge string) []byte {
+	t.Helper()
+	a.count++
+	data, client := a.data(a.flags), a.clientData("webauthn.get", challenge)
+	hash := sha256.Sum256(client)
+	digest := sha256.Sum256(slices.Concat(data, hash[:]))
+	sig, err := ecdsa.SignASN1(rand.Reader, a.key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.answer(map[string]any{
+		"clientDataJSON": b64.EncodeToString(client), "authenticatorData": b64.EncodeToString(data), "signature": b64.EncodeToString(sig),
+		"userHandle": b64.EncodeToString(a.handle),
+	})
+}
+
+func withName(s *accounts.Service) { s.PublicURL = "https://id.example.com" }
+
+var fromHere = netip.MustParseAddr("192.0.2.7")
+
+// me is the context of ann's newest login.
+func (w *world) me(t testing.TB, key string) context.Context {
+	t.Helper()
+	a, err := w.bearer(t.Context(), key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return identity.NewContext(t.Context(), a)
+}
+
+// keyOf makes a login key of who has just logged in.
+func (w *world) keyOf(t testing.TB, u accounts.User, factor time.Time) string {
+	t.Helper()
+	text, _, err := w.LoginKey(u, factor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// addPasskey registers a as a passkey of who acts in ctx.
+func (w *world) addPasskey(t testing.TB, ctx context.Context, a *authenticator) (accounts.Passkey, []string) { //nolint:revive // t comes first in tests
+	t.Helper()
+	c, err := w.BeginPasskey(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, codes, err := w.FinishPasskey(ctx, c.State, "my key", a.create(t, c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, codes
+}
+
+func TestPasskey(t *testing.T) {
+	w := newWorld(t, withTokens, withName)
+	u := w.ann(t)
+	login := w.mustLogIn(t, annsPassword)
+	a := newAuthenticator(t)
+	p, codes := w.addPasskey(t, w.me(t, login), a)
+	if len(codes) != 10 || p.Name != "my key" || p.User != u.ID {
+		t.Fatalf("FinishPasskey = %+v, %d codes; want my key and 10", p, len(codes))
+	}
+	wantKind(t, "the login key from before the first second factor", second(w.bearer(t.Context(), login, "")), fault.Unauthenticated)
+	_, err := w.logIn(t.Context(), u.Email, annsPassword, "", "192.0.2.7")
+	if err == nil || err.Error() != accounts.ErrSecondFactor.Error() {
+		t.Fatalf("the password alone: %v, want the question for a second factor", err)
+	}
+
+	// Without a password.
+	c, err := w.BeginLogIn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q := read(t, c); q.PublicKey.UserVerification != "required" || len(q.PublicKey.Allow) != 0 {
+		t.Errorf("the question to anybody = %s; want user verification, and no keys named", c.Options)
+	}
+	got, factor, err := w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	if err != nil || got.ID != u.ID {
+		t.Fatalf("LogInPasskey = %s, %v; want ann", got.ID, err)
+	}
+	me := w.me(t, w.keyOf(t, got, factor))
+	if _, _, err := w.CreateAPIKey(me, accounts.NewAPIKey{}); err != nil {
+		t.Errorf("an API key with a fresh passkey: %v", err)
+	}
+
+	// After a password.
+	c, err = w.BeginSecond(t.Context(), accounts.Attempt{Email: u.Email, Password: annsPassword, From: fromHere})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q := read(t, c); len(q.PublicKey.Allow) != 1 {
+		t.Errorf("the question after the password = %s; want the one key named", c.Options)
+	}
+	got, factor, err = w.LogInSecond(t.Context(), accounts.Second{State: c.State, Answer: a.get(t, c), From: fromHere})
+	if err != nil || got.ID != u.ID {
+		t.Fatalf("LogInSecond = %s, %v; want ann", got.ID, err)
+	}
+	key := w.keyOf(t, got, factor)
+	w.pass(11 * time.Minute)
+	_, _, err = w.CreateAPIKey(w.me(t, key), accounts.NewAPIKey{})
+	wantKind(t, "an API key with a stale passkey", err, fault.Forbidden)
+	_, err = w.BeginPasskey(w.me(t, key))
+	wantKind(t, "another passkey with a stale one", err, fault.Forbidden)
+
+	// A recovery code stands in for it, at the login and after the password.
+	if _, err := w.logIn(t.Context(), u.Email, annsPassword, codes[0], "192.0.2.7"); err != nil {
+		t.Errorf("with a recovery code: %v", err)
+	}
+	if c, err = w.BeginSecond(t.Context(), accounts.Attempt{Email: u.Email, Password: annsPassword, From: fromHere}); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = w.LogInSecond(t.Context(), accounts.Second{State: c.State, Code: codes[0], From: fromHere})
+	wantKind(t, "a recovery code that was used", err, fault.Unauthenticated)
+	got, factor, err = w.LogInSecond(t.Context(), accounts.Second{State: c.State, Code: codes[1], From: fromHere})
+	if err != nil {
+		t.Fatalf("another recovery code: %v", err)
+	}
+	me = w.me(t, w.keyOf(t, got, factor))
+
+	list, err := w.Passkeys(me, u.ID)
+	if err != nil || len(list) != 1 || list[0].LastUsedAt.IsZero() {
+		t.Errorf("Passkeys = %+v, %v; want one that was used", list, err)
+	}
+	if p, err := w.RenamePasskey(me, u.ID, p.ID, "the blue one"); err != nil || p.Name != "the blue one" {
+		t.Errorf("RenamePasskey = %q, %v", p.Name, err)
+	}
+	_, err = w.RenamePasskey(me, u.ID, p.ID, "bell \a")
+	wantKind(t, "a name that rings", err, fault.Invalid)
+	if err := w.RemovePasskey(me, u.ID, p.ID); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = w.BeginLogIn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	wantKind(t, "a passkey that was deleted", err, fault.Unauthenticated)
+	w.mustLogIn(t, annsPassword) // there is no second factor any more
+}
+
+// TestAnswersThatDoNotFit has the authenticator, or whoever stands between, answer
+// something else than what was asked.
+func TestAnswersThatDoNotFit(t *testing.T) {
+	w := newWorld(t, withTokens, withName)
+	u := w.ann(t)
+	bob, err := w.CreateUser(w.admin(t), accounts.NewUser{Email: "bob@example.com", Password: annsPassword})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine, his := newAuthenticator(t), newAuthenticator(t)
+	w.addPasskey(t, w.me(t, w.mustLogIn(t, annsPassword)), mine)
+	w.addPasskey(t, w.as(t, bob.ID, "", identity.NoRole), his)
+	begin := func() accounts.Ceremony {
+		t.Helper()
+		c, err := w.BeginLogIn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	second := func() accounts.Ceremony {
+		t.Helper()
+		c, err := w.BeginSecond(t.Context(), accounts.Attempt{Email: u.Email, Password: annsPassword, From: fromHere})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	at := byte(0)
+	logIn := func(state string, answer []byte) error {
+		at++ // failures of one address are few
+		_, _, err := w.LogInPasskey(t.Context(), state, answer, netip.AddrFrom4([4]byte{198, 51, 100, at}))
+		return err
+	}
+	confirm := func(state string, answer []byte) error {
+		at++
+		_, _, err := w.LogInSecond(t.Context(), accounts.Second{State: state, Answer: answer, From: netip.AddrFrom4([4]byte{198, 51, 100, at})})
+		return err
+	}
+	lie := func(change func(*authenticator)) *authenticator {
+		b := *mine
+		change(&b)
+		return &b
+	}
+	for name, b := range map[string]*authenticator{
+		"another origin":         lie(func(a *authenticator) { a.origin = "https://evil.example.com" }),
+		"another scheme":         lie(func(a *authenticator) { a.origin = "http://id.example.com" }),
+		"another port":           lie(func(a *authenticator) { a.origin = "https://id.example.com:444" }),
+		"another RP id":          lie(func(a *authenticator) { a.rp = "evil.example.com" }),
+		"nobody verified":        lie(func(a *authenticator) { a.flags = present }),
+		"nobody present":         lie(func(a *authenticator) { a.flags = verified }),
+		"another's user handle":  lie(func(a *authenticator) { a.handle = []byte(bob.ID) }),
+		"no user handle":         lie(func(a *authenticator) { a.handle = nil }),
+		"a handle of nobody":     lie(func(a *authenticator) { a.handle = []byte("00000000-0000-7000-8000-000000000000") }),
+		"another's key under it": lie(func(a *authenticator) { a.key = his.key }),
+		"another's id":           lie(func(a *authenticator) { a.id = his.id }),
+	} {
+		c := begin()
+		b.count = 1000
+		wantKind(t, name, logIn(c.State, b.get(t, c)), fault.Unauthenticated)
+	}
+	c := begin()
+	wantKind(t, "an answer to another challenge", logIn(c.State, mine.get(t, begin())), fault.Unauthenticated)
+	wantKind(t, "a question that was changed", logIn(c.State[:len(c.State)-4]+"AAAA", mine.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "no question", logIn("", mine.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "the question of a second factor", logIn(second().State, mine.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "the question of a login as a second factor", confirm(c.State, mine.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "no JSON", logIn(c.State, []byte("{")), fault.Invalid)
+	wantKind(t, "a huge answer", logIn(c.State, []byte(`{"id":"`+strings.Repeat("A", 1<<20)+`"}`)), fault.Invalid)
+
+	s := second()
+	wantKind(t, "another user's passkey after a password", confirm(s.State, his.get(t, s)), fault.Unauthenticated)
+	unverified := lie(func(a *authenticator) { a.flags = present })
+	if err := confirm(s.State, unverified.get(t, s)); err != nil {
+		t.Errorf("after a password the key alone: %v", err)
+	}
+	mine.count = unverified.count
+	late := begin()
+	answer := mine.get(t, late)
+	w.pass(5 * time.Minute)
+	wantKind(t, "an answer after five minutes", logIn(late.State, answer), fault.Unauthenticated)
+
+	// A question answered once is answered.
+	c = begin()
+	answer = mine.get(t, c)
+	var worked atomic.Int32
+	var group sync.WaitGroup
+	for range 10 {
+		group.Go(func() {
+			if _, _, err := w.LogInPasskey(t.Context(), c.State, answer, fromHere); err == nil {
+				worked.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	if worked.Load() != 1 {
+		t.Errorf("one answer logged in %d times, want once", worked.Load())
+	}
+	wantKind(t, "another answer to it", logIn(c.State, mine.get(t, c)), fault.Unauthenticated)
+
+	// A counter that goes back is that of a copy.
+	copied := *mine
+	c = begin()
+	if err := logIn(c.State, mine.get(t, c)); err != nil {
+		t.Fatal(err)
+	}
+	c = begin()
+	wantKind(t, "a copy", logIn(c.State, copied.get(t, c)), fault.Unauthenticated)
+	c = begin()
+	if err := logIn(c.State, mine.get(t, c)); err != nil {
+		t.Errorf("the key itself after its copy was refused: %v", err)
+	}
+
+	// What was asked of a user is of no use once its sessions were ended, or it was disabled.
+	s, c = second(), begin()
+	if err := w.EndSessions(w.admin(t), u.ID); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, "after signing out everywhere", confirm(s.State, mine.get(t, s)), fault.Unauthenticated)
+	if err := w.SetStatus(w.admin(t), u.ID, accounts.Disabled); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, "of a disabled user", logIn(c.State, mine.get(t, c)), fault.Unauthenticated)
+}
+
+func TestRegistrationsOfPasskeysThatDoNotFit(t *testing.T) {
+	w := newWorld(t, withTokens, withName)
+	u := w.ann(t)
+	bob, err := w.CreateUser(w.admin(t), accounts.NewUser{Email: "bob@example.com", Password: annsPassword})
+	if err != nil {
+		t.Fatal(err)
+	}
+	me, him := w.as(t, u.ID, "", identity.NoRole), w.as(t, bob.ID, "", identity.NoRole)
+	begin := func(ctx context.Context) accounts.Ceremony {
+		t.Helper()
+		c, err := w.BeginPasskey(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	script := identity.NewContext(t.Context(), identity.Actor{Kind: identity.User, ID: u.ID, Credential: identity.Credential{Kind: identity.APIKey}})
+	_, err = w.BeginPasskey(script)
+	wantKind(t, "an API key that registers a passkey", err, fault.Forbidden)
+
+	a := newAuthenticator(t)
+	c := begin(me)
+	_, _, err = w.FinishPasskey(him, c.State, "", a.create(t, c))
+	wantKind(t, "the question asked of another user", err, fault.Unauthenticated)
+	a.origin = "https://evil.example.com"
+	_, _, err = w.FinishPasskey(me, c.State, "", a.create(t, c))
+	wantKind(t, "from another site", err, fault.Invalid)
+	a.origin, a.rp = "https://id.example.com", "example.com"
+	_, _, err = w.FinishPasskey(me, c.State, "", a.create(t, c))
+	wantKind(t, "for another RP id", err, fault.Invalid)
+	a.rp = "id.example.com"
+	_, _, err = w.FinishPasskey(me, c.State, "", a.create(t, begin(me)))
+	wantKind(t, "an answer to another challenge", err, fault.Invalid)
+	_, _, err = w.FinishPasskey(me, c.State, "", []byte(`{"id":1}`))
+	wantKind(t, "what is no answer", err, fault.Invalid)
+	answer := a.create(t, c)
+	if _, _, err := w.FinishPasskey(me, c.State, "", answer); err != nil {
+		t.Fatal(err)
+	}
+	again := identity.FromContext(me)
+	again.Credential.SecondFactor = w.clock()
+	_, _, err = w.FinishPasskey(identity.NewContext(t.Context(), again), c.State, "", answer)
+	wantKind(t, "the answer again", err, fault.Unauthenticated)
+
+	// One key is of one user.
+	c = begin(him)
+	_, _, err = w.FinishPasskey(him, c.State, "", a.create(t, c))
+	wantKind(t, "a key of another user", err, fault.Conflict)
+	if list, err := w.Passkeys(him, bob.ID); err != nil || len(list) != 0 {
+		t.Errorf("bob has %d passkeys, %v; want none", len(list), err)
+	}
+	_, err = w.Passkeys(him, u.ID)
+	wantKind(t, "bob looks at ann's", err, fault.NotFound)
+	list, err := w.Passkeys(w.admin(t), u.ID)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("an administrator sees %d of ann's, %v; want one", len(list), err)
+	}
+	wantKind(t, "bob deletes ann's", w.RemovePasskey(him, u.ID, list[0].ID), fault.NotFound)
+	wantKind(t, "bob deletes ann's as his", w.RemovePasskey(him, bob.ID, list[0].ID), fault.NotFound)
+	_, err = w.RenamePasskey(him, bob.ID, list[0].ID, "mine")
+	wantKind(t, "bob renames ann's", err, fault.NotFound)
+	if err := w.RemovePasskey(w.admin(t), u.ID, list[0].ID); err != nil {
+		t.Errorf("an administrator deletes ann's: %v", err)
+	}
+	w.PublicURL = "https://192.0.2.1:8443"
+	_, err = w.BeginPasskey(him)
+	wantKind(t, "a server without a name", err, fault.Conflict)
+}
+
+// TestAPasskeyAndAnApp has a user with both; either does, and each can go.
+func TestAPasskeyAndAnApp(t *testing.T) {
+	w := newWorld(t, withTokens, withName)
+	u := w.ann(t)
+	a := newAuthenticator(t)
+	p, codes := w.addPasskey(t, w.me(t, w.mustLogIn(t, annsPassword)), a)
+	in := func() context.Context {
+		t.Helper()
+		c, err := w.BeginLogIn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, factor, err := w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.me(t, w.keyOf(t, got, factor))
+	}
+	me := in()
+	begun, err := w.BeginTOTP(me)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := string(begun.Secret)
+	_, err = w.logIn(t.Context(), u.Email, annsPassword, totp(t, secret, w.clock()), "192.0.2.7")
+	wantKind(t, "a code of an app that was not confirmed", err, fault.Unauthenticated)
+	if _, err := w.logIn(t.Context(), u.Email, annsPassword, codes[0], "192.0.2.7"); err != nil {
+		t.Errorf("a recovery code while an app is being set up: %v", err)
+	}
+	fresh, err := w.ConfirmTOTP(me, totp(t, secret, w.clock()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pass(time.Minute)
+	if _, err := w.logIn(t.Context(), u.Email, annsPassword, totp(t, secret, w.clock()), "192.0.2.7"); err != nil {
+		t.Errorf("a code of the app: %v", err)
+	}
+	_, err = w.logIn(t.Context(), u.Email, annsPassword, codes[1], "192.0.2.7")
+	wantKind(t, "a recovery code from before", err, fault.Unauthenticated)
+	if err := w.RemoveTOTP(in(), u.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.logIn(t.Context(), u.Email, annsPassword, "", "192.0.2.7")
+	wantKind(t, "the password alone while there is a passkey", err, fault.Unauthenticated)
+	if _, err := w.logIn(t.Context(), u.Email, annsPassword, fresh[0], "192.0.2.7"); err != nil {
+		t.Errorf("a recovery code without the app: %v", err)
+	}
+	if err := w.RemovePasskey(in(), u.ID, p.ID); err != nil {
+		t.Fatal(err)
+	}
+	w.mustLogIn(t, annsPassword)
+}
+
+func FuzzAuthenticatorAnswers(f *testing.F) {
+	w := newWorld(f, withTokens, withName)
+	u := w.ann(f)
+	me := w.as(f, u.ID, "", identity.NoRole)
+	a := newAuthenticator(f)
+	c, err := w.BeginPasskey(me)
+	if err != nil {
+		f.Fatal(err)
+	}
+	q, err := w.BeginLogIn(f.Context())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(c.State, a.create(f, c))
+	b := newAuthenticator(f) // which nobody has registered
+	b.handle = []byte(u.ID)
+	f.Add(q.State, b.get(f, q))
+	f.Add("", []byte(`{"id":"","response":{"attestationObject":"o2NmbXQ"}}`))
+	f.Fuzz(func(t *testing.T, state string, answer []byte) {
+		if _, _, err := w.LogInPasskey(t.Context(), state, answer, netip.Addr{}); err == nil {
+			t.Error("an answer of nobody's key logged in")
+		}
+		w.FinishPasskey(me, state, "", answer)
+	})
+}
