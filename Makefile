@@ -25,6 +25,7 @@ PACKAGES := \
 	mender-client \
 	mosquitto \
 	mosquitto-clients \
+	nginx-light \
 	openssl \
 	strace \
 	strongswan-pki

@@ -35,6 +35,8 @@ type Config struct {
 	PublicURL      string   `mapstructure:"public_url"`
 	TrustedProxies []string `mapstructure:"trusted_proxies"`
 
+	ForwardedCertificates string `mapstructure:"forwarded_certificates"`
+
 	HTTPS     Listener    `mapstructure:"https"`
 	HTTP      Listener    `mapstructure:"http"`
 	CoAP      CoAP        `mapstructure:"coap"`
@@ -105,8 +107,36 @@ func (c Config) Validate() error {
 		check(c.Data != "", "data: must name a directory"),
 		checkURL("public_url", c.PublicURL),
 		checkPrefixes("trusted_proxies", c.TrustedProxies),
+		c.checkForwarded(),
 		sections(c),
 	)
+}
+
+// The headers in which proxies pass on the certificate of their client: Envoy's,
+// those usual with nginx, that of Amazon's load balancer, and RFC 9440's.
+const (
+	EnvoyCertificate      = "X-Forwarded-Client-Cert"
+	NginxCertificate      = "SSL-Client-Cert"
+	NginxOtherCertificate = "X-SSL-Client-Cert"
+	AmazonCertificate     = "X-Amzn-Mtls-Clientcert"
+	StandardCertificate   = "Client-Cert"
+)
+
+// checkForwarded refuses to believe certificates from everybody.
+func (c Config) checkForwarded() error {
+	const key = "forwarded_certificates"
+	if c.ForwardedCertificates == "" {
+		return nil
+	}
+	if len(c.Proxies()) == 0 {
+		return fmt.Errorf("%s: needs trusted_proxies, which say from whom certificates are believed", key)
+	}
+	for _, p := range c.Proxies() {
+		if p.Bits() == 0 {
+			return fmt.Errorf("%s: trusted_proxies has %s, from where anybody could claim any certificate; name the proxies", key, p)
+		}
+	}
+	return oneOf(key, c.ForwardedCertificates, EnvoyCertificate, NginxCertificate, NginxOtherCertificate, AmazonCertificate, StandardCertificate)
 }
 
 // Path returns name as a path in the data directory, unless it is absolute.

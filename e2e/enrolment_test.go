@@ -4,8 +4,10 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -323,4 +325,101 @@ func TestCurlIsToldWhatIsWrong(t *testing.T) {
 		}
 	}
 	t.Error("OCSP does not say that the certificate is revoked")
+}
+
+const nginxConf = `daemon off; master_process off; pid DIR/nginx.pid; error_log stderr;
+events {}
+http {
+	access_log off;
+	client_body_temp_path DIR/body; proxy_temp_path DIR/proxy; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/s;
+	server {
+		listen LISTEN ssl;
+		ssl_certificate DIR/self.pem; ssl_certificate_key DIR/self.key;
+		ssl_verify_client optional_no_ca;
+		location / {
+			proxy_pass https://SERVER;
+			proxy_bind 127.0.0.2;
+			proxy_set_header SSL-Client-Cert $ssl_client_escaped_cert;
+			proxy_set_header X-Forwarded-For $remote_addr;
+		}
+	}
+}
+`
+
+// nginx ends TLS before the server and passes the certificates of devices on: they
+// are who they are, and nobody becomes one of them by writing the header himself.
+func TestCertificatesThroughNginx(t *testing.T) {
+	s := start(t, "trusted_proxies=127.0.0.2", "forwarded_certificates=SSL-Client-Cert")
+	s.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "self.key", "-out", "self.pem",
+		"-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1")
+	listen := s.nginx()
+	through := func(path string, args ...string) (string, int) {
+		return s.curl(append([]string{"--cacert", s.path("self.pem"), "https://" + listen + path}, args...)...)
+	}
+	s.request("pump", "/CN=pump")
+	s.enrolAt(wellKnown+"simpleenroll", "pump", "-u", "u:"+s.token(`{}`))
+	device := s.identified("pump").Device
+	mine := []string{"--cert", s.path("pump.pem"), "--key", s.path("pump.key")}
+	body, code := through("/api/v1/whoami", mine...)
+	if code != http.StatusOK || s.whoami(body).Device != device {
+		t.Fatalf("whoami through nginx: got %d %s, want device %s", code, body, device)
+	}
+	renew := append(mine, "-H", "Content-Type: application/pkcs10", "--data-binary", "@"+s.path("pump.b64"))
+	if body, code := through(wellKnown+"simplereenroll", renew...); code != http.StatusOK {
+		t.Errorf("renewing through nginx: got %d %s", code, body)
+	}
+	made := "SSL-Client-Cert: " + strings.TrimSpace(s.sh(`jq -sRr @uri <pump.pem`))
+	for _, at := range []struct {
+		name string
+		ask  func(path string, args ...string) (string, int)
+		args []string
+	}{
+		{"through nginx, without", through, nil},
+		{"through nginx, with one made up", through, []string{"-H", made}},
+		{"past nginx", func(path string, args ...string) (string, int) { return s.curl(append(args, s.url(path))...) }, []string{"-H", made}},
+		{"past nginx, from where it says", func(path string, args ...string) (string, int) { return s.curl(append(args, s.url(path))...) }, []string{"-H", made, "-H", "X-Forwarded-For: 127.0.0.2"}},
+		{"a certificate of nobody", through, []string{"--cert", s.path("self.pem"), "--key", s.path("self.key")}},
+	} {
+		if body, code := at.ask("/api/v1/whoami", at.args...); code != http.StatusUnauthorized {
+			t.Errorf("%s: got %d %s, want 401", at.name, code, body)
+		}
+	}
+	s.rest(http.MethodPost, "/api/v1/devices/"+device+"/suspend", "", http.StatusOK)
+	if body, code := through("/api/v1/whoami", mine...); code != http.StatusUnauthorized {
+		t.Errorf("suspended, through nginx: got %d %s, want 401", code, body)
+	}
+}
+
+// nginx starts nginx before the server and returns where it listens.
+func (s *server) nginx() string {
+	s.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	listen := l.Addr().String()
+	l.Close()
+	writeText(s.t, s.path("nginx.conf"), strings.NewReplacer("DIR", s.dir, "LISTEN", listen, "SERVER", s.at.HTTPS).Replace(nginxConf))
+	logs := &buffer{}
+	cmd := exec.Command("nginx", "-p", s.dir, "-c", s.path("nginx.conf"))
+	cmd.Stdout, cmd.Stderr = logs, logs
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended by itself
+		_ = cmd.Wait()
+		if s.t.Failed() {
+			s.t.Logf("nginx: %s", logs)
+		}
+	})
+	s.eventually("nginx to listen", func() bool {
+		c, err := net.Dial("tcp", listen)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		return true
+	})
+	return listen
 }

@@ -29,7 +29,7 @@ import (
 var bin string
 
 // needed are the programs of other people that the tests drive.
-var needed = []string{"chromedriver", "chromium", "coap-client-gnutls", "coap-client-openssl", "curl", "ip", "jq", "mender", "mosquitto", "mosquitto_sub", "openssl", "pki", "strace", "unshare", "xmllint"}
+var needed = []string{"chromedriver", "chromium", "coap-client-gnutls", "coap-client-openssl", "curl", "ip", "jq", "mender", "mosquitto", "mosquitto_sub", "nginx", "openssl", "pki", "strace", "unshare", "xmllint"}
 
 func TestMain(m *testing.M) {
 	var missing []string

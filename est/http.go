@@ -2,6 +2,7 @@ package est
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -26,13 +27,15 @@ const maxBody = 2 * pki.MaxCSR
 // mediaPEM asks for PEM in place of PKCS#7; only that very header does.
 const mediaPEM = "application/x-pem-file"
 
-// Handler serves one operation over HTTPS. remote says where a request comes
-// from, label which DMS its path names, and chain what certificates a trusted
-// proxy passes on, in place of those of the connection.
+// Handler serves one operation over HTTPS. Remote says where a request comes
+// from, Label which DMS its path names, and Chain what certificates the client has
+// proven, and whether to a trusted proxy that passes them on; without it they are
+// those of the connection.
 type Handler struct {
 	Service *Service
 	Remote  func(*http.Request) netip.Addr
 	Label   func(*http.Request) string
+	Chain   func(*http.Request) (chain []*x509.Certificate, proxied bool, err error)
 }
 
 // Operations are the operations EST knows, with their method.
@@ -161,6 +164,15 @@ func (h *Handler) call(r *http.Request, op Operation) (*Call, error) {
 	if r.TLS != nil {
 		c.Chain, c.Binding = r.TLS.PeerCertificates, bindings(r.TLS)
 	}
+	if h.Chain != nil {
+		chain, proxied, err := h.Chain(r)
+		if err != nil {
+			return nil, err
+		}
+		if c.Chain = chain; proxied {
+			c.Binding = unbound
+		}
+	}
 	scheme, value, _ := strings.Cut(strings.TrimSpace(r.Header.Get("Authorization")), " ")
 	switch {
 	case len(r.Header.Values("Authorization")) > 1:
@@ -194,6 +206,11 @@ func bindings(state *tls.ConnectionState) func() ([][]byte, bool) {
 		return values, provable
 	}
 }
+
+// unbound is the binding of a connection that ends at a proxy: what the client
+// has put in its request is of a channel nobody here has seen, so a DMS that
+// requires it refuses.
+func unbound() ([][]byte, bool) { return nil, false }
 
 func (h *Handler) lines(r *http.Request) bool {
 	form := h.Service.Config.Base64

@@ -155,8 +155,8 @@ func (s *Server) authRequest(c echo.Context) error {
 	}
 	// The Authorization header, in which old clients send their tenant token, is not looked at.
 	in := authsets.Request{Body: body, Signature: r.Header.Get(signatureHeader), Remote: s.ClientAddr(r)}
-	if r.TLS != nil {
-		in.Chain = r.TLS.PeerCertificates
+	if in.Chain, _, err = clientChain(r); err != nil {
+		return err
 	}
 	token, err := s.AuthSets.Authenticate(r.Context(), in)
 	if err != nil {

@@ -61,7 +61,7 @@ func (s *Server) estRoutes() []route {
 func (s *Server) est(c echo.Context) error {
 	h := est.Handler{
 		Service: s.EST, Label: func(*http.Request) string { return c.Param("label") },
-		Remote: func(r *http.Request) netip.Addr { return s.ClientAddr(r) },
+		Remote: func(r *http.Request) netip.Addr { return s.ClientAddr(r) }, Chain: clientChain,
 	}
 	h.ServeOperation(c.Response(), c.Request(), c.Param("operation"))
 	return nil

@@ -1,5 +1,10 @@
 package server
 
+import (
+	"crypto/x509"
+	"net/http"
+)
+
 // Watched returns how many addresses s keeps a bucket for.
 func (s *Server) Watched() int {
 	s.limits.address.mu.Lock()
@@ -12,3 +17,12 @@ var StrictJSON = strictJSON
 
 // SwapTLS looks at the certificate's files now.
 func (s *Server) SwapTLS() error { return s.swapTLS() }
+
+// ForwardedForTest reads a certificate as a trusted proxy writes it under a name.
+func ForwardedForTest(name string, h http.Header) ([]*x509.Certificate, error) {
+	read, ok := certificateHeaders[name]
+	if !ok {
+		return nil, nil
+	}
+	return read(h)
+}

@@ -149,8 +149,8 @@ func (s *Server) proveIn(c echo.Context, param string) error {
 		c.Response().Header().Set("Cache-Control", "no-store") // a browser keeps nothing of it
 		c.Response().Header().Set("X-Content-Type-Options", "nosniff")
 	}
-	if p.Chain != nil && actor.Kind == identity.Device {
-		s.conns.bind(ctx, actor.ID)
+	if _, proxied, _ := clientChain(c.Request()); p.Chain != nil && !proxied && actor.Kind == identity.Device {
+		s.conns.bind(ctx, actor.ID) // a proxy's connection is of many; the next request on it is refused
 	}
 	c.SetRequest(c.Request().WithContext(identity.NewContext(ctx, actor)))
 	return nil
@@ -163,9 +163,11 @@ func (s *Server) proof(r *http.Request) (identity.Proof, error) {
 		Remote:    netip.AddrPortFrom(s.ClientAddr(r), 0),
 		Org:       r.Header.Get("X-Org-ID"),
 	}
-	if r.TLS != nil {
-		p.Chain, p.TLS13 = r.TLS.PeerCertificates, r.TLS.Version >= tlsVersion13
+	chain, _, err := clientChain(r)
+	if err != nil {
+		return p, err
 	}
+	p.Chain, p.TLS13 = chain, r.TLS != nil && r.TLS.Version >= tlsVersion13
 	if len(r.Header.Values("Authorization")) > 1 {
 		return p, fault.New(fault.Invalid, "send one Authorization header, not several")
 	}

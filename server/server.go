@@ -174,7 +174,7 @@ func (s *Server) OpsHandler() http.Handler {
 }
 
 // Handler returns what the HTTPS listener serves.
-func (s *Server) Handler() http.Handler { return s.mount(s.routes(), s.throttled) }
+func (s *Server) Handler() http.Handler { return s.mount(s.routes(), s.passedOn, s.throttled) }
 
 func (s *Server) mount(routes []route, more ...echo.MiddlewareFunc) http.Handler {
 	e := echo.New()
