@@ -196,8 +196,9 @@ type Service struct {
 	Verify func(text string) (Token, error)
 	// Tenant returns the organisation that a tenant token, "" for none, stands for.
 	Tenant func(ctx context.Context, token string) (org string, err error)
-	// CertRevoked reports whether a certificate issued here is revoked. Nil where none are.
-	CertRevoked func(ctx context.Context, cert *x509.Certificate) (bool, error)
+	// CertRevoked reports whether a certificate is revoked, here or by its outside CA. It is
+	// given the path that was verified, from the certificate to the CA. Nil where none are.
+	CertRevoked func(ctx context.Context, path []*x509.Certificate) (bool, error)
 	// Changed is told, in its transaction, of each change of a device's status. Nil
 	// where nobody wants to know.
 	Changed func(ctx context.Context, tx store.Tx, what What, d Device) error

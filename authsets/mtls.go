@@ -89,13 +89,15 @@ func (s *Service) vouched(ctx context.Context, org string, r Request, c claim) (
 	}
 	serial := hex.EncodeToString(leaf.SerialNumber.Bytes())
 	var found *voucher
+	var path []*x509.Certificate
 	err := s.DB.View(ctx, func(tx store.Tx) error {
 		p, err := clientCAs.PageBy(tx, "org", store.TermOf(org), page.Request{Limit: maxClientCAs})
 		if err != nil {
 			return err
 		}
 		for _, ca := range p.Items {
-			if !ca.issued(r.Chain, s.Now()) || !ca.fits(leaf, c.identity) {
+			verified := ca.issued(r.Chain, s.Now())
+			if verified == nil || !ca.fits(leaf, c.identity) {
 				continue
 			}
 			denied, err := denials.Has(tx, ca.ID+"/"+serial)
@@ -106,12 +108,12 @@ func (s *Service) vouched(ctx context.Context, org string, r Request, c claim) (
 				found = nil
 				return nil
 			}
-			found = &voucher{ca, serial}
+			found, path = &voucher{ca, serial}, verified
 		}
 		return nil
 	})
 	if found != nil && s.CertRevoked != nil {
-		if revoked, err := s.CertRevoked(ctx, leaf); revoked || err != nil {
+		if revoked, err := s.CertRevoked(ctx, path); revoked || err != nil {
 			return nil, err
 		}
 	}
@@ -125,7 +127,7 @@ func (s *Service) Registered(ctx context.Context, chain []*x509.Certificate) (bo
 		if err != nil {
 			return false, err
 		}
-		if !ca.issued(chain, s.Now()) {
+		if ca.issued(chain, s.Now()) == nil {
 			continue
 		}
 		denied := false
@@ -138,21 +140,24 @@ func (s *Service) Registered(ctx context.Context, chain []*x509.Certificate) (bo
 	return false, nil
 }
 
-// issued reports whether chain leads to the CA, as a client's.
-func (c *ClientCA) issued(chain []*x509.Certificate, now time.Time) bool {
+// issued returns the path by which chain leads to the CA, as a client's; nil if it does not.
+func (c *ClientCA) issued(chain []*x509.Certificate, now time.Time) []*x509.Certificate {
 	root, err := x509.ParseCertificate(c.Cert)
 	if err != nil {
-		return false
+		return nil
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(root)
 	for _, cert := range chain[1:] {
 		between.AddCert(cert)
 	}
-	_, err = chain[0].Verify(x509.VerifyOptions{
+	paths, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
-	return err == nil
+	if err != nil {
+		return nil
+	}
+	return paths[0]
 }
 
 func (c *ClientCA) fits(leaf *x509.Certificate, id Canonical) bool {

@@ -24,7 +24,7 @@ func caCommand(a *app) *cobra.Command {
 		caChange(a, "roll-over", "Replace a CA by one with a new key; the old one retires"),
 		caChange(a, "retire", "Have a CA issue no more; what it issued stays good"),
 		caChange(a, "activate", "Let a retired CA issue again"),
-		caRevoke(a), caDelete(a), caSign(a))
+		caCheck(a), caRevoke(a), caDelete(a), caSign(a))
 }
 
 var caColumns = []column[client.CA]{
@@ -35,6 +35,7 @@ var caColumns = []column[client.CA]{
 	{name: "default", cell: func(c client.CA) string { return yes(c.Default) }},
 	{name: "algorithm", cell: func(c client.CA) string { return c.Algorithm }},
 	{name: "expires", cell: func(c client.CA) string { return whenever(c.NotAfter) }},
+	{name: "revocation check", wide: true, cell: func(c client.CA) string { return c.Check }},
 	{name: "parent", wide: true, cell: func(c client.CA) string { return c.Parent }},
 	{name: "successor", wide: true, cell: func(c client.CA) string { return c.Successor }},
 }
@@ -97,6 +98,22 @@ func caChange(a *app, what, short string) *cobra.Command {
 	return onCA(a, what, short, func(ctx context.Context, c *client.Client, id string) (client.CA, error) {
 		return c.ChangeCA(ctx, id, what)
 	})
+}
+
+func caCheck(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "revocation-check ID off|soft|hard", Short: "Say how certificates of an outside CA are looked up in the OCSP and CRLs they name", Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeCAs(),
+		Long: `Say whether the certificates of a CA that were not issued here are looked up where
+they say: off; soft refuses what is known to be revoked; hard refuses all but what is
+known not to be. An empty check is what pki.outside.check says.`,
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			ca, err := c.SetRevocationCheck(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return noCA(err)
+			}
+			return printOne(a, ca, caColumns)
+		}),
+	}
 }
 
 func caRevoke(a *app) *cobra.Command {
@@ -173,6 +190,7 @@ names it. With --pending it is the answer to a request made by ca create --reque
 	}
 	cmd.Flags().StringVar(&in.Name, "name", "", "the `name` here; the common name if left out")
 	cmd.Flags().StringVar(&key, "key", "", "the private key, a `file` in PEM, not encrypted")
+	cmd.Flags().StringVar(&in.Check, "revocation-check", "", "how its certificates are looked up: off, soft or `hard`")
 	cmd.Flags().StringVar(&in.Pending, "pending", "", "the `CA` whose request was signed")
 	return cmd
 }

@@ -22,6 +22,7 @@ type CA struct {
 	Successor   string     `json:"successor,omitempty"`
 	Algorithm   string     `json:"algorithm"`
 	HasKey      bool       `json:"has_key"`
+	Check       string     `json:"revocation_check,omitempty"`
 	Certificate string     `json:"certificate,omitempty"`
 	Chain       string     `json:"chain,omitempty"`
 	Request     string     `json:"request,omitempty"`
@@ -43,6 +44,7 @@ type CAImport struct {
 	Certificate string `json:"certificate"`
 	PrivateKey  string `json:"private_key,omitempty"`
 	Pending     string `json:"pending,omitempty"`
+	Check       string `json:"revocation_check,omitempty"`
 }
 
 // Certificate is a certificate in the inventory.
@@ -131,6 +133,12 @@ func (c *Client) ImportCA(ctx context.Context, in CAImport) (CA, error) {
 // ChangeCA does one of "default", "roll-over", "retire" and "activate".
 func (c *Client) ChangeCA(ctx context.Context, id, what string) (CA, error) {
 	return Do[CA](ctx, c, http.MethodPost, Path("api", "v1", "cas", id, what), nil, nil)
+}
+
+// SetRevocationCheck says how certificates of a CA that were not issued here are looked
+// up: "off", "soft", "hard", or "" for what the configuration says.
+func (c *Client) SetRevocationCheck(ctx context.Context, id, check string) (CA, error) {
+	return Do[CA](ctx, c, http.MethodPost, Path("api", "v1", "cas", id, "revocation-check"), nil, map[string]string{"revocation_check": check})
 }
 
 // RevokeCA revokes a CA and all it has issued.

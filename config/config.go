@@ -84,6 +84,7 @@ func Default() Config {
 			PerAddress: Rate{PerSecond: 200, Burst: 1000}, PerCredential: Rate{PerSecond: 100, Burst: 500}, Failures: Rate{PerSecond: 1.0 / 3, Burst: 20},
 			Tracked: 100_000,
 		},
+		PKI:       pki.DefaultConfig(),
 		EST:       est.DefaultConfig(),
 		MasterKey: seal.DefaultSource(),
 		Audit:     Audit{CheckpointEvery: 1000, CheckpointInterval: time.Hour, FailuresPerMinute: 20},

@@ -216,7 +216,10 @@ func (s *Service) byCertificate(ctx context.Context, d *DMS, a *AuthSettings, ca
 	if len(call.Chain) == 0 {
 		return fault.New(fault.Unauthenticated, "no client certificate was presented; this DMS asks for one")
 	}
-	v := pki.Validation{Level: a.ClientCertificate.ChainLevel, AllowExpired: a.ClientCertificate.AllowExpired, AnyUsage: d.Settings.Enrollment.Usage == "any"}
+	v := pki.Validation{
+		Level: a.ClientCertificate.ChainLevel, AllowExpired: a.ClientCertificate.AllowExpired, AnyUsage: d.Settings.Enrollment.Usage == "any",
+		Check: a.ClientCertificate.RevocationCheck,
+	}
 	for _, ca := range a.ClientCertificate.ValidationCAs {
 		v.CAs = append(v.CAs, pki.CAID(ca))
 	}

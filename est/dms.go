@@ -106,6 +106,8 @@ type CertificateSettings struct {
 	ValidationCAs []string `json:"validation_cas"`
 	ChainLevel    int      `json:"chain_level_validation"`
 	AllowExpired  bool     `json:"allow_expired"`
+	// RevocationCheck overrules that of the CAs: "off", "soft" or "hard".
+	RevocationCheck pki.RevocationCheck `json:"revocation_check,omitempty"`
 }
 
 // JWTSettings say which claims of a token matter.
@@ -296,6 +298,9 @@ func (s *Service) checkAuth(ctx context.Context, org string, a *AuthSettings, at
 		if _, err := s.PKI.CA(systemIn(ctx, org), pki.CAID(ca)); err != nil {
 			note(at+".client_certificate_settings.validation_cas", "no such CA: "+quoted(ca))
 		}
+	}
+	if a.ClientCertificate.RevocationCheck.Validate() != nil {
+		note(at+".client_certificate_settings.revocation_check", "must be off, soft, hard")
 	}
 	oneOf(note, at+".challenge_password", a.ChallengePassword, "", "channel_binding", "enrolment_token", "ignore")
 	oneOf(note, at+".channel_binding", a.ChannelBinding, "", "off", "if_present", "required")

@@ -443,7 +443,7 @@ func (s *Service) notOurs(ctx context.Context, call *Call) error {
 	if err != nil {
 		return err
 	}
-	v := pki.Validation{AllowExpired: true}
+	v := pki.Validation{AllowExpired: true, Check: d.Settings.Reenrollment.EST.ClientCertificate.RevocationCheck}
 	if ca, err := s.enrolmentCA(ctx, &d); err == nil {
 		v.CAs = append(v.CAs, ca)
 	}
@@ -475,7 +475,7 @@ func (s *Service) mayRenew(ctx context.Context, d *DMS, call *Call, csr *x509.Ce
 	if !r.EST.allows(ClientCertificate) && !r.EST.allows(CertificateAndHook) {
 		return fault.New(fault.Unauthenticated, "this DMS does not renew by client certificate (re-enrolment auth mode %s)", r.EST.AuthMode)
 	}
-	v := pki.Validation{CAs: []pki.CAID{old.CA}, AllowExpired: r.ExpiredRenewal}
+	v := pki.Validation{CAs: []pki.CAID{old.CA}, AllowExpired: r.ExpiredRenewal, Check: r.EST.ClientCertificate.RevocationCheck}
 	for _, ca := range r.AdditionalCAs {
 		v.CAs = append(v.CAs, pki.CAID(ca))
 	}

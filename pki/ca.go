@@ -22,28 +22,29 @@ import (
 
 // CA is a certificate authority of an organisation.
 type CA struct {
-	ID           CAID      `cbor:"id"`
-	Org          string    `cbor:"org"`
-	Name         string    `cbor:"name"`
-	Kind         CAKind    `cbor:"kind"`
-	State        CAState   `cbor:"state"`
-	Parent       CAID      `cbor:"parent,omitempty"` // "" for roots and for what an outside CA signed
-	Certificate  []byte    `cbor:"cert,omitempty"`   // DER; none while pending
-	Chain        [][]byte  `cbor:"chain,omitempty"`  // certificates of outside CAs above it, the nearest first
-	Cross        [][]byte  `cbor:"cross,omitempty"`  // of a root that replaced another: new with old, old with new
-	Request      []byte    `cbor:"csr,omitempty"`    // while pending: what the outside CA is to sign
-	SubjectKeyID string    `cbor:"ski,omitempty"`    // hex
-	Key          string    `cbor:"key,omitempty"`    // in the key store; none of a CA that only validates
-	Algorithm    Algorithm `cbor:"alg,omitempty"`
-	Shards       int       `cbor:"shards,omitempty"`
-	Predecessor  CAID      `cbor:"before,omitempty"`
-	Successor    CAID      `cbor:"after,omitempty"`
-	Imported     bool      `cbor:"imported,omitempty"`
-	NotBefore    time.Time `cbor:"nb,omitzero"`
-	NotAfter     time.Time `cbor:"na,omitzero"`
-	CreatedAt    time.Time `cbor:"created"`
-	RevokedAt    time.Time `cbor:"revoked,omitzero"`
-	Reason       Reason    `cbor:"reason,omitempty"`
+	ID           CAID            `cbor:"id"`
+	Org          string          `cbor:"org"`
+	Name         string          `cbor:"name"`
+	Kind         CAKind          `cbor:"kind"`
+	State        CAState         `cbor:"state"`
+	Parent       CAID            `cbor:"parent,omitempty"` // "" for roots and for what an outside CA signed
+	Certificate  []byte          `cbor:"cert,omitempty"`   // DER; none while pending
+	Chain        [][]byte        `cbor:"chain,omitempty"`  // certificates of outside CAs above it, the nearest first
+	Cross        [][]byte        `cbor:"cross,omitempty"`  // of a root that replaced another: new with old, old with new
+	Request      []byte          `cbor:"csr,omitempty"`    // while pending: what the outside CA is to sign
+	SubjectKeyID string          `cbor:"ski,omitempty"`    // hex
+	Key          string          `cbor:"key,omitempty"`    // in the key store; none of a CA that only validates
+	Algorithm    Algorithm       `cbor:"alg,omitempty"`
+	Shards       int             `cbor:"shards,omitempty"`
+	Predecessor  CAID            `cbor:"before,omitempty"`
+	Successor    CAID            `cbor:"after,omitempty"`
+	Imported     bool            `cbor:"imported,omitempty"`
+	Check        RevocationCheck `cbor:"check,omitempty"` // of certificates that were not issued here
+	NotBefore    time.Time       `cbor:"nb,omitzero"`
+	NotAfter     time.Time       `cbor:"na,omitzero"`
+	CreatedAt    time.Time       `cbor:"created"`
+	RevokedAt    time.Time       `cbor:"revoked,omitzero"`
+	Reason       Reason          `cbor:"reason,omitempty"`
 }
 
 // CAKind is what a CA is for.

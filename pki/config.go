@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 
 	"keystead/seal"
 )
@@ -14,8 +15,35 @@ type Config struct {
 	// PublicHTTP is where clients reach the plain HTTP listener, as
 	// http://host or http://host:port; empty derives it.
 	PublicHTTP string `mapstructure:"public_http"`
+	// Outside is about certificates of CAs that are not here.
+	Outside OutsideConfig `mapstructure:"outside"`
 	// PKCS11 keeps the keys of CAs in a token, in place of the database.
 	PKCS11 PKCS11 `mapstructure:"pkcs11"`
+}
+
+// OutsideConfig says how certificates of outside CAs are looked up.
+type OutsideConfig struct {
+	Check   RevocationCheck `mapstructure:"check"`
+	MaxAge  time.Duration   `mapstructure:"max_age"`
+	Timeout time.Duration   `mapstructure:"timeout"`
+}
+
+// Validate reports what is wrong with c.
+func (c OutsideConfig) Validate() error {
+	switch {
+	case c.Check == "" || c.Check.Validate() != nil:
+		return fmt.Errorf("outside.check: %q is not off, soft or hard", string(c.Check))
+	case c.MaxAge < 0 || c.MaxAge > 24*time.Hour:
+		return fmt.Errorf("outside.max_age: %s is not from 0 to 24h", c.MaxAge)
+	case c.Timeout < time.Millisecond || c.Timeout > time.Minute:
+		return fmt.Errorf("outside.timeout: %s is not from 1ms to 1m", c.Timeout)
+	}
+	return nil
+}
+
+// DefaultConfig is what an empty configuration gives.
+func DefaultConfig() Config {
+	return Config{Outside: OutsideConfig{Check: CheckSoft, MaxAge: 10 * time.Minute, Timeout: 5 * time.Second}}
 }
 
 // PKCS11 names a token; without a module there is none.
@@ -43,7 +71,7 @@ func (p PKCS11) WithPIN(pin string) PKCS11 {
 
 // Validate reports what is wrong with c.
 func (c Config) Validate() error {
-	if err := c.PKCS11.Validate(); err != nil || c.PublicHTTP == "" {
+	if err := errors.Join(c.PKCS11.Validate(), c.Outside.Validate()); err != nil || c.PublicHTTP == "" {
 		return err
 	}
 	u, err := url.Parse(c.PublicHTTP)

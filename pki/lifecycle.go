@@ -269,6 +269,7 @@ type Import struct {
 	Chain       []*x509.Certificate // those above it
 	Key         crypto.Signer       // nil for a CA that only validates
 	Pending     CAID                // the CA here whose request was signed
+	Check       RevocationCheck     // how to look up certificates that were not issued here
 }
 
 // ImportCA takes in a CA from outside: with its key, to issue from; without, to
@@ -281,7 +282,7 @@ func (s *Service) ImportCA(ctx context.Context, in Import) (CA, error) {
 		return s.complete(ctx, in)
 	}
 	now := s.Now().UTC()
-	ca := CA{ID: CAID(id.New(now)), Org: orgOf(ctx), Name: in.Name, Kind: Validating, State: CAActive, CreatedAt: now, Imported: true}
+	ca := CA{ID: CAID(id.New(now)), Org: orgOf(ctx), Name: in.Name, Kind: Validating, State: CAActive, CreatedAt: now, Imported: true, Check: in.Check}
 	if ca.Name == "" {
 		ca.Name = cut(in.Certificate.Subject.CommonName, 64)
 	}
@@ -321,6 +322,8 @@ func (in *Import) check(now time.Time) error {
 		return note("certificate", "is of a CA that may not sign certificates (key usage)")
 	case now.After(c.NotAfter):
 		return note("certificate", "has expired")
+	case in.Check.Validate() != nil:
+		return note("revocation_check", "must be off, soft or hard")
 	case len(c.Raw) > maxCertBytes || len(in.Chain) > maxChain:
 		return note("chain", "is too long")
 	case in.Key != nil && !samePublic(in.Key.Public(), c.PublicKey):

@@ -44,6 +44,9 @@ type Service struct {
 	// what is issued.
 	PublicHTTP string
 
+	// Outside looks up certificates of CAs that are not here; nil asks nobody.
+	Outside *Outside
+
 	// Journal keeps revocations outside the store, so that a restored backup
 	// takes none back; nil for none.
 	Journal *Journal

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -115,10 +116,12 @@ func (s *Service) Nameless(ctx context.Context, chain []*x509.Certificate) (org 
 	if err != nil {
 		return "", err
 	}
-	return a.Org, s.DB.View(ctx, func(tx store.Tx) error {
+	outside := false
+	err = s.DB.View(ctx, func(tx store.Tx) error {
 		c, err := certificates.GetBy(tx, "fingerprint", store.TermOf(hex.EncodeToString(sum[:])))
 		switch {
 		case fault.Is(err, fault.NotFound):
+			outside = true
 			return nil
 		case err != nil:
 			return err
@@ -127,6 +130,15 @@ func (s *Service) Nameless(ctx context.Context, chain []*x509.Certificate) (org 
 		}
 		return c.good()
 	})
+	check := cmp.Or(a.Check, s.outsideCheck())
+	if err != nil || !outside || check == CheckOff {
+		return a.Org, err
+	}
+	path, err := s.verify(ctx, chain, a, s.Now(), clientAuth)
+	if err != nil {
+		return "", err
+	}
+	return a.Org, s.outsideGood(ctx, path, check)
 }
 
 func (c *Certificate) good() error {
@@ -170,7 +182,7 @@ func (s *Service) recognised(ctx context.Context, chain []*x509.Certificate, sum
 	if err != nil {
 		return "", err
 	}
-	a, err := s.verifyAny(ctx, chain, candidates, time.Time{}, clientAuth)
+	a, _, err := s.verifyAny(ctx, chain, candidates, time.Time{}, clientAuth)
 	if err != nil {
 		return "", err
 	}
@@ -221,15 +233,17 @@ func inTime(cert *x509.Certificate, now time.Time) error {
 
 // Validation says how a presented chain is to be validated.
 type Validation struct {
-	CAs          []CAID // any of which it must lead to
-	Level        int    // look at so many certificates of the chain only; 0 or less for all
-	AllowExpired bool   // of the leaf
-	AnyUsage     bool   // do not ask for the extended key usage of a client
+	CAs          []CAID          // any of which it must lead to
+	Level        int             // look at so many certificates of the chain only; 0 or less for all
+	AllowExpired bool            // of the leaf
+	AnyUsage     bool            // do not ask for the extended key usage of a client
+	Check        RevocationCheck // overrules that of the CA it leads to
 }
 
 // Validate verifies a presented chain against CAs of an organisation, and says
 // which of them it leads to. Faults are Unauthenticated with a reason a
-// technician can act on. Revocation is looked at too, of what was issued here.
+// technician can act on. Revocation is looked at too: of what was issued here, and
+// of what outside CAs have issued as the CA's RevocationCheck says.
 func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certificate, v Validation) (CAID, error) {
 	if len(chain) == 0 {
 		return "", fault.New(fault.Unauthenticated, "no client certificate was presented")
@@ -263,11 +277,14 @@ func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certif
 	if v.AnyUsage {
 		usage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
 	}
-	a, err := s.verifyAny(ctx, chain, trusted, at, usage)
+	a, path, err := s.verifyAny(ctx, chain, trusted, at, usage)
 	if err != nil {
 		return "", err
 	}
-	return a.ID, s.NotRevoked(ctx, leaf)
+	if err := s.NotRevoked(ctx, leaf); err != nil {
+		return "", err
+	}
+	return a.ID, s.outsideGood(ctx, path, cmp.Or(v.Check, a.Check, s.outsideCheck()))
 }
 
 // NotRevoked refuses, as Unauthenticated, a certificate the inventory knows as revoked.
@@ -284,32 +301,33 @@ func (s *Service) NotRevoked(ctx context.Context, leaf *x509.Certificate) error 
 	})
 }
 
-// verifyAny verifies a chain against each of the CAs; the zero time is now.
-func (s *Service) verifyAny(ctx context.Context, chain []*x509.Certificate, trusted []*authority, at time.Time, usage []x509.ExtKeyUsage) (*authority, error) {
+// verifyAny verifies a chain against each of the CAs, and returns the one it leads
+// to with the path there; the zero time is now.
+func (s *Service) verifyAny(ctx context.Context, chain []*x509.Certificate, trusted []*authority, at time.Time, usage []x509.ExtKeyUsage) (*authority, []*x509.Certificate, error) {
 	leaf := chain[0]
 	if at.IsZero() {
 		at = s.Now()
 	}
 	if weak(leaf.SignatureAlgorithm) {
-		return nil, fault.New(fault.Unauthenticated, "the certificate is signed with %s, which proves nothing any more", leaf.SignatureAlgorithm)
+		return nil, nil, fault.New(fault.Unauthenticated, "the certificate is signed with %s, which proves nothing any more", leaf.SignatureAlgorithm)
 	}
 	if err := GoodKey(leaf.PublicKey); err != nil {
-		return nil, fault.New(fault.Unauthenticated, "the certificate's key is no good: %s", fault.Message(err))
+		return nil, nil, fault.New(fault.Unauthenticated, "the certificate's key is no good: %s", fault.Message(err))
 	}
 	var worst error
 	for _, a := range trusted {
-		err := s.verify(ctx, chain, a, at, usage)
+		path, err := s.verify(ctx, chain, a, at, usage)
 		if err == nil {
-			return a, nil
+			return a, path, nil
 		}
 		if worst == nil || fault.KindOf(worst) == fault.Internal {
 			worst = err
 		}
 	}
 	if worst != nil {
-		return nil, worst
+		return nil, nil, worst
 	}
-	return nil, untrusted(chain, trusted)
+	return nil, nil, untrusted(chain, trusted)
 }
 
 func weak(alg x509.SignatureAlgorithm) bool {
@@ -326,9 +344,9 @@ func untrusted(chain []*x509.Certificate, _ []*authority) error {
 		top.Subject.String(), top.Issuer.String())
 }
 
-func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *authority, at time.Time, usage []x509.ExtKeyUsage) error {
+func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *authority, at time.Time, usage []x509.ExtKeyUsage) ([]*x509.Certificate, error) {
 	if err := s.standing(ctx, a); err != nil {
-		return err
+		return nil, err
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(a.cert)
@@ -336,12 +354,17 @@ func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *auth
 		between.AddCert(cert)
 	}
 	if err := s.addBelow(ctx, between, a.ID); err != nil {
-		return err
+		return nil, err
 	}
-	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: usage})
+	paths, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: usage})
 	if err == nil {
-		return nil
+		return paths[0], nil
 	}
+	return nil, invalidPath(chain, err)
+}
+
+// invalidPath says why the library could not verify a chain.
+func invalidPath(chain []*x509.Certificate, err error) error {
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		switch e.Reason {
 		case x509.Expired:

@@ -131,9 +131,9 @@ func (s *Server) keyInName(ctx context.Context, p identity.Proof, refused error)
 	return a, nil
 }
 
-// certRevoked says whether a client certificate that was issued here is revoked.
-func (s *Server) certRevoked(ctx context.Context, leaf *x509.Certificate) (bool, error) {
-	err := s.PKI.NotRevoked(ctx, leaf)
+// certRevoked says whether a client certificate is revoked, here or by its CA.
+func (s *Server) certRevoked(ctx context.Context, path []*x509.Certificate) (bool, error) {
+	err := s.PKI.PathNotRevoked(ctx, path)
 	if fault.Is(err, fault.Unauthenticated) {
 		return true, nil
 	}

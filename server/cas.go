@@ -26,6 +26,7 @@ func (s *Server) caRoutes() []route {
 		{method: http.MethodPost, path: one + "/activate", need: identity.PKIWrite, handle: s.activateCA},
 		{method: http.MethodPost, path: one + "/revoke", need: identity.PKIWrite, handle: s.revokeCA},
 		{method: http.MethodGet, path: one + "/crl", need: identity.PKIRead, handle: s.caCRL},
+		{method: http.MethodPost, path: one + "/revocation-check", need: identity.PKIWrite, handle: s.setRevocationCheck},
 		{method: http.MethodPost, path: one + "/sign", need: identity.PKIWrite, handle: s.signByCA},
 	}
 }
@@ -52,6 +53,8 @@ type caView struct {
 	CreatedAt    time.Time     `json:"created_at"`
 	RevokedAt    *time.Time    `json:"revoked_at,omitempty"`
 	Reason       string        `json:"reason,omitempty"`
+
+	RevocationCheck pki.RevocationCheck `json:"revocation_check,omitempty"`
 }
 
 func pemText(kind string, ders ...[]byte) string {
@@ -71,7 +74,7 @@ func (s *Server) viewCA(standard pki.CAID) func(pki.CA) caView {
 			ID: c.ID, Organisation: c.Org, Name: c.Name, Kind: c.Kind, State: c.StateAt(s.Now()), Default: c.ID == standard, Parent: c.Parent,
 			Predecessor: c.Predecessor, Successor: c.Successor, Algorithm: c.Algorithm, SubjectKeyID: c.SubjectKeyID, HasKey: c.Key != "", Imported: c.Imported,
 			Certificate: pemText("CERTIFICATE", c.Certificate), Chain: pemText("CERTIFICATE", c.Chain...), Request: pemText("CERTIFICATE REQUEST", c.Request),
-			CreatedAt: c.CreatedAt,
+			CreatedAt: c.CreatedAt, RevocationCheck: c.Check,
 		}
 		if !c.NotAfter.IsZero() {
 			v.NotBefore, v.NotAfter = &c.NotBefore, &c.NotAfter
@@ -163,6 +166,8 @@ type caImport struct {
 	Certificate string   `json:"certificate"` // PEM, the CA's first, then those above it
 	PrivateKey  string   `json:"private_key"` // PEM
 	Pending     pki.CAID `json:"pending"`
+
+	RevocationCheck pki.RevocationCheck `json:"revocation_check"`
 }
 
 func (s *Server) importCA(c echo.Context) error {
@@ -174,7 +179,7 @@ func (s *Server) importCA(c echo.Context) error {
 	if err != nil {
 		return fault.InvalidFields(fault.Field{Name: "certificate", Message: fault.Message(err)})
 	}
-	taken := pki.Import{Name: in.Name, Certificate: certs[0], Chain: certs[1:], Pending: in.Pending}
+	taken := pki.Import{Name: in.Name, Certificate: certs[0], Chain: certs[1:], Pending: in.Pending, Check: in.RevocationCheck}
 	if in.PrivateKey != "" {
 		if taken.Key, err = pki.ParseKey([]byte(in.PrivateKey)); err != nil {
 			return fault.InvalidFields(fault.Field{Name: "private_key", Message: fault.Message(err)})
@@ -228,6 +233,20 @@ func (s *Server) revokeCA(c echo.Context) error {
 		return err
 	}
 	ca, err := s.PKI.RevokeCA(c.Request().Context(), caParam(c), reason)
+	return s.answerCA(c, http.StatusOK, ca, err)
+}
+
+type revocationCheck struct {
+	Check pki.RevocationCheck `json:"revocation_check"`
+}
+
+// setRevocationCheck says how certificates of a CA are looked up that were not issued here.
+func (s *Server) setRevocationCheck(c echo.Context) error {
+	var in revocationCheck
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	ca, err := s.PKI.SetRevocationCheck(c.Request().Context(), caParam(c), in.Check)
 	return s.answerCA(c, http.StatusOK, ca, err)
 }
 

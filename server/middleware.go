@@ -163,11 +163,12 @@ func (s *Server) proof(r *http.Request) (identity.Proof, error) {
 		Remote:    netip.AddrPortFrom(s.ClientAddr(r), 0),
 		Org:       r.Header.Get("X-Org-ID"),
 	}
-	chain, _, err := clientChain(r)
+	chain, proxied, err := clientChain(r)
 	if err != nil {
 		return p, err
 	}
-	p.Chain, p.TLS13 = chain, r.TLS != nil && r.TLS.Version >= tlsVersion13
+	// How the certificate came to a proxy is not known here.
+	p.Chain, p.TLS13 = chain, r.TLS != nil && !proxied && r.TLS.Version >= tlsVersion13
 	if len(r.Header.Values("Authorization")) > 1 {
 		return p, fault.New(fault.Invalid, "send one Authorization header, not several")
 	}

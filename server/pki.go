@@ -20,6 +20,7 @@ import (
 	"keystead/accounts"
 	"keystead/fault"
 	"keystead/identity"
+	"keystead/outbound"
 	"keystead/pki"
 	"keystead/store"
 )
@@ -37,13 +38,39 @@ func (s *Server) buildPKI(ctx context.Context) error {
 	s.closers = append(s.closers, journal.Close)
 	s.PKI = &pki.Service{
 		DB: s.DB, Audit: s.Audit, Devices: s.Devices, Log: s.Log, Now: s.Now, Journal: journal,
-		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")},
+		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")}, Outside: s.outsideStatus(),
 	}
 	if err := s.openToken(); err != nil {
 		return err
 	}
 	s.setPublicHTTP(s.Config.HTTP.Listen)
 	return s.PKI.Start(ctx)
+}
+
+// outsideStatus asks outside CAs what they have revoked, as every request of the
+// server's own is sent.
+func (s *Server) outsideStatus() *pki.Outside {
+	c := s.Config.PKI.Outside
+	client := outbound.New(outbound.Options{
+		Guard: outbound.Guard{Allow: s.Config.Webhook.Prefixes(), Deny: s.isOwn}, Timeout: c.Timeout, MaxAnswer: pki.MaxCRL, PlainHTTP: true, Now: s.Now,
+	})
+	s.closers = append(s.closers, func() error { client.Close(); return nil })
+	return &pki.Outside{Now: s.Now, MaxAge: c.MaxAge, Check: c.Check, Fetch: func(ctx context.Context, url, media string, body []byte, most int64) ([]byte, error) {
+		r := outbound.Request{Method: http.MethodGet, URL: url}
+		if body != nil {
+			r.Method, r.Body, r.Header = http.MethodPost, body, map[string]string{"Content-Type": media}
+		}
+		a, err := client.Do(ctx, r)
+		switch {
+		case err != nil:
+			return nil, err
+		case !a.OK():
+			return nil, fmt.Errorf("status %d", a.Status)
+		case int64(len(a.Body)) > most:
+			return nil, fmt.Errorf("the answer is larger than %d bytes", most)
+		}
+		return a.Body, nil
+	}}
 }
 
 // openToken has the keys of CAs kept in a PKCS#11 token, if one is set.
