@@ -42,6 +42,9 @@ type Disk struct {
 	limit   int64               // 0: none
 	fsyncs  int
 	failAt  int // the fsync that fails, counted from 1; 0: none
+	steps   int // writes, truncations and fsyncs
+	after   int // the step after which then is called
+	then    func()
 	inos    uint64
 }
 
@@ -113,6 +116,29 @@ func (d *Disk) FailSync(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failAt = d.fsyncs + n
+}
+
+// After has do called when the nth write, truncation or fsync from now on is done,
+// before the process that asked for it is told: where it ends a process, that
+// ends between this step and the next.
+func (d *Disk) After(n int, do func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.after, d.then = d.steps+n, do
+}
+
+// Steps returns how many writes, truncations and fsyncs there were.
+func (d *Disk) Steps() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.steps
+}
+
+// step counts what was done.
+func (d *Disk) step() {
+	if d.steps++; d.steps == d.after {
+		d.then()
+	}
 }
 
 // Fsyncs returns how many there were.
@@ -457,6 +483,7 @@ func (f *file) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64)
 func (f *file) do(op writeOp) {
 	f.c.now = op.apply(f.c.now)
 	f.c.pending = append(f.c.pending, op)
+	f.d.step()
 }
 
 func (f *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
@@ -472,5 +499,6 @@ func (f *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 		}
 	}
 	f.c.pending = nil
+	f.d.step()
 	return errno
 }
