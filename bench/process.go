@@ -44,6 +44,10 @@ func play(role string) int {
 			err = coapLoad(order)
 		case "gocoap":
 			err = goCoAPServer(order)
+		case "keys":
+			err = keysLoad(order)
+		case "echo":
+			err = echoServer(order)
 		case "pion":
 			err = pionServer(order)
 		case "pioncertificates":
@@ -70,6 +74,7 @@ type order struct {
 	Keys    []psKey
 	Certs   []certificate
 	CA      []byte // DER, of what a server believes
+	Echo    bool   // ask what only sends back what it got
 }
 
 // psKey is a pre-shared key of a device.

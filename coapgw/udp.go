@@ -95,6 +95,7 @@ func (u *udp) read() {
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		u.gw.guard("udp", func() { u.route(from, buf[:n]) })
+		clear(buf[:n]) // records are opened in place, and may hold keys
 	}
 }
 

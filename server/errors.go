@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -46,7 +47,7 @@ func (s *Server) fail(err error, c echo.Context) {
 	ctx := c.Request().Context()
 	status, p := s.problem(err)
 	p.RequestID = identity.RequestID(ctx)
-	if status == http.StatusInternalServerError {
+	if status == http.StatusInternalServerError && !errors.Is(err, context.Canceled) { // the client that went away
 		s.Log.LogAttrs(ctx, slog.LevelError, "internal error", slog.String("error", err.Error()),
 			slog.String("path", c.Request().URL.Path), slog.String("request_id", p.RequestID))
 	}
