@@ -241,7 +241,7 @@ func tryLogins(ctx context.Context, addr, email string) (tried, looked int) {
 // o.Paths each time.
 func keysLoad(o order) error {
 	c := newCaller(o)
-	c.http.Transport.(*http.Transport).MaxConnsPerHost = o.Workers //nolint:errcheck // newCaller made it
+	c.http.Transport.(*http.Transport).MaxConnsPerHost = o.Workers
 	url := "https://" + o.Addr + "/api/v1/whoami"
 	return hammer(o, func(int, int) error {
 		req, err := http.NewRequest(http.MethodGet, url, http.NoBody)

@@ -9,7 +9,7 @@ import (
 	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha1" //nolint:gosec // what authenticator apps compute (RFC 6238)
+	"crypto/sha1" // what authenticator apps compute (RFC 6238)
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -281,7 +281,7 @@ func (s *server) useOAuth(h *handedOut, c *http.Client) {
 	t := s.t
 	form := func(path, basic string, v url.Values, out any) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), "POST", s.url(path), strings.NewReader(v.Encode()))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url(path), strings.NewReader(v.Encode()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -327,7 +327,7 @@ func (s *server) useOAuth(h *handedOut, c *http.Client) {
 	browser := &http.Client{Transport: c.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	page := func(path string, v url.Values, cookie string) http.Header {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), "POST", s.url(path), strings.NewReader(v.Encode()))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url(path), strings.NewReader(v.Encode()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -482,7 +482,7 @@ func (s *server) deviceToken(c *http.Client, key *ecdsa.PrivateKey, device strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), "POST", s.url("/api/devices/v1/authentication/auth_requests"), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url("/api/devices/v1/authentication/auth_requests"), bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}

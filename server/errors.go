@@ -84,6 +84,9 @@ const wireKey = "wire"
 // worded has errors of a route answered in the form its API has for them.
 func (s *Server) worded(r route) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		if r.wire == nil {
+			return next
+		}
 		return func(c echo.Context) error {
 			c.Set(wireKey, r.wire)
 			return next(c)

@@ -126,6 +126,9 @@ func (s *Server) throttled(next echo.HandlerFunc) echo.HandlerFunc {
 		if u := c.Request().URL; !plain(u.Path) || !utf8.ValidString(u.RawQuery) {
 			return fault.New(fault.Invalid, "the path and the query must be UTF-8 without control characters, and each part of the path no longer than %d bytes", maxSegment)
 		}
+		if c.Request().URL.RawQuery == "" {
+			return next(c)
+		}
 		for _, values := range c.QueryParams() {
 			if slices.ContainsFunc(values, func(v string) bool { return !plain(v) }) {
 				return fault.New(fault.Invalid, "the query must be UTF-8 without control characters, and each value no longer than %d bytes", maxSegment)

@@ -3,7 +3,9 @@ package server
 import (
 	"net/http"
 	"runtime"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -49,27 +51,75 @@ func (s *Server) buildMetrics(db *bolt.Engine) {
 // measured counts requests by their route. A path that is no route counts as
 // one, whatever it was.
 func (s *Server) measured(routes []route) echo.MiddlewareFunc {
-	known := map[string]bool{}
+	known := map[string]map[string]*meter{}
 	methods := map[string]bool{}
 	for _, r := range routes {
-		known[r.path], methods[r.method] = true, true
+		methods[r.method] = true
+	}
+	for _, r := range append(slices.Clone(routes), route{path: noRoute}) {
+		if known[r.path] != nil {
+			continue
+		}
+		known[r.path] = map[string]*meter{}
+		for method := range methods {
+			known[r.path][method] = &meter{metrics: &s.metrics, path: r.path, method: method}
+		}
+		known[r.path][otherMethod] = &meter{metrics: &s.metrics, path: r.path, method: otherMethod}
 	}
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
 			start := s.Now()
 			err := next(c)
-			path, method := c.Path(), c.Request().Method
-			if !known[path] {
-				path = "none"
+			of := known[c.Path()]
+			if of == nil {
+				of = known[noRoute]
 			}
-			if !methods[method] {
-				method = "other"
+			m := of[c.Request().Method]
+			if m == nil {
+				m = of[otherMethod]
 			}
-			s.metrics.requests.WithLabelValues(path, method, strconv.Itoa(c.Response().Status)).Inc()
-			s.metrics.took.WithLabelValues(path).Observe(s.Now().Sub(start).Seconds())
+			m.count(c.Response().Status, s.Now().Sub(start))
 			return err
 		}
 	}
+}
+
+// What requests for no route, and those with a method of none, are counted as.
+const (
+	noRoute     = "none"
+	otherMethod = "other"
+)
+
+// meter counts the requests of one method for one path. It holds on to its
+// counters, which take a while to find by their labels.
+type meter struct {
+	*metrics
+	path, method string
+
+	mu    sync.RWMutex
+	codes map[int]prometheus.Counter
+	long  prometheus.Observer
+}
+
+func (m *meter) count(code int, took time.Duration) {
+	m.mu.RLock()
+	counter := m.codes[code]
+	m.mu.RUnlock()
+	if counter == nil {
+		counter = m.find(code)
+	}
+	counter.Inc()
+	m.long.Observe(took.Seconds())
+}
+
+func (m *meter) find(code int) prometheus.Counter {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.codes == nil {
+		m.codes, m.long = map[int]prometheus.Counter{}, m.took.WithLabelValues(m.path)
+	}
+	m.codes[code] = m.requests.WithLabelValues(m.path, m.method, strconv.Itoa(code))
+	return m.codes[code]
 }
 
 func (s *Server) metricsHandler() http.Handler {

@@ -60,6 +60,9 @@ func (s *Server) logged(next echo.HandlerFunc) echo.HandlerFunc {
 			c.Error(err) // answers, so that the line below has the status
 		}
 		r := c.Request()
+		if !s.Log.Enabled(r.Context(), slog.LevelInfo) {
+			return nil
+		}
 		actor := identity.FromContext(r.Context())
 		s.Log.LogAttrs(r.Context(), slog.LevelInfo, "http request",
 			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.Response().Status),

@@ -183,7 +183,8 @@ func (s *Server) mount(routes []route, more ...echo.MiddlewareFunc) http.Handler
 	e.Use(s.measured(routes), s.requestID, s.recovered, s.logged)
 	e.Use(more...)
 	for _, r := range routes {
-		e.Add(r.method, r.path, r.handle, s.worded(r), s.limited(r), s.authenticated(r), s.authorised(r))
+		// Put together here: echo would wrap the handler anew for every request.
+		e.Add(r.method, r.path, s.worded(r)(s.limited(r)(s.authenticated(r)(s.authorised(r)(r.handle)))))
 	}
 	return e
 }

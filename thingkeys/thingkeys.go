@@ -16,6 +16,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -44,6 +46,8 @@ type Service struct {
 	Forget bool
 
 	failures throttle.Buckets // wrong keys, by address
+	proven   provenKeys
+	renamed  atomic.Uint64 // moves whenever a thing's name may have
 }
 
 // Kind is a kind of key. The two are different name spaces: a key of one is
@@ -122,6 +126,11 @@ var errTaken = fault.New(fault.Conflict, "entity already exists")
 func (s *Service) Start() {
 	s.failures = throttle.Buckets{Burst: 30, Refill: 2 * time.Second, Now: s.Now}
 	s.Devices.Observe(s.observe)
+	s.Devices.Listen(func(c devices.Change) {
+		if c.What == devices.Updated && len(c.Device.CredentialsOf(identity.ThingKey)) > 0 {
+			s.renamed.Add(1)
+		}
+	})
 }
 
 func (s *Service) observe(_ context.Context, tx store.Tx, c devices.Change) error {
@@ -233,19 +242,14 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 	if wait := s.failures.Wait(from); wait > 0 {
 		return identity.Actor{}, tooMany(wait)
 	}
-	var a identity.Actor
-	err := s.DB.View(ctx, func(tx store.Tx) (err error) {
-		k, err := s.find(tx, kinds, text)
-		if err != nil {
-			return err
-		}
-		if stated != "" && stated != k.Thing {
-			return errUnknown
-		}
-		d, cred, err := s.Devices.Prove(tx, k.Thing, k.Kind.credential(), k.ID)
-		a = d.Actor(cred)
-		return err
-	})
+	if text == "" || len(text) > MaxExternal {
+		s.failures.Spend(from)
+		return identity.Actor{}, errUnknown
+	}
+	a, err := s.prove(ctx, kinds, text)
+	if err == nil && stated != "" && stated != a.ID {
+		err = errUnknown
+	}
 	if fault.Is(err, fault.Unauthenticated) {
 		s.failures.Spend(from)
 	}
@@ -253,6 +257,67 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 		return identity.Actor{}, err
 	}
 	return a, nil
+}
+
+// prove returns the thing that a key of one of the kinds proves now: from memory, if
+// it was looked up since anything was last taken away from any device.
+func (s *Service) prove(ctx context.Context, kinds []Kind, text string) (a identity.Actor, err error) {
+	// From before the look at the records: what changes meanwhile makes what
+	// is remembered stale.
+	at := moment{s.Devices.Epoch(), s.renamed.Load()}
+	macs := make([]string, len(kinds))
+	for i, kind := range kinds {
+		macs[i] = string(s.mac(kind, text))
+		if a, ok := s.proven.get(macs[i], at); ok && (a.Credential.ExpiresAt.IsZero() || s.Now().Before(a.Credential.ExpiresAt)) {
+			return a, nil
+		}
+	}
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		k, err := findMAC(tx, macs)
+		if err != nil {
+			return err
+		}
+		d, cred, err := s.Devices.Prove(tx, k.Thing, k.Kind.credential(), k.ID)
+		a = d.Actor(cred)
+		if err == nil {
+			s.proven.put(string(k.MAC), at, a)
+		}
+		return err
+	})
+	return a, err
+}
+
+// moment is when a key was looked up: what was looked up at another says nothing.
+type moment struct{ epoch, renamed uint64 }
+
+// provenKeys remembers what keys prove, by their HMAC: never the keys.
+type provenKeys struct {
+	mu sync.RWMutex
+	by map[string]proven
+}
+
+type proven struct {
+	at    moment
+	actor identity.Actor
+}
+
+// maxProven bounds the memory of a provenKeys, to some 30 MB.
+const maxProven = 50_000
+
+func (p *provenKeys) get(mac string, at moment) (identity.Actor, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	k, ok := p.by[mac]
+	return k.actor, ok && k.at == at
+}
+
+func (p *provenKeys) put(mac string, at moment, a identity.Actor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, there := p.by[mac]; p.by == nil || !there && len(p.by) >= maxProven {
+		p.by = map[string]proven{} // those in use are back after one look each
+	}
+	p.by[mac] = proven{at, a}
 }
 
 // presented returns the kinds a proof's key may be of, the thing it must be of
@@ -279,24 +344,15 @@ func tooMany(wait time.Duration) error {
 	return fault.Later(fault.TooMany, wait, "too many wrong keys from this address; wait and try again")
 }
 
-func (s *Service) find(tx store.Tx, kinds []Kind, text string) (key, error) {
-	if text == "" || len(text) > MaxExternal {
-		return key{}, errUnknown
-	}
-	for _, kind := range kinds {
-		k, err := keyTable.GetBy(tx, "mac", store.TermOf(string(s.mac(kind, text))))
+// findMAC returns the key that one of the HMACs is of.
+func findMAC(tx store.Tx, macs []string) (key, error) {
+	for _, mac := range macs {
+		k, err := keyTable.GetBy(tx, "mac", store.TermOf(mac))
 		if err == nil || !fault.Is(err, fault.NotFound) {
 			return k, err
 		}
 	}
 	return key{}, errUnknown
-}
-
-// ThingOf returns the id of the thing that an internal key proves, for a
-// certificate that carries one as its common name, and the key's own id.
-func (s *Service) ThingOf(tx store.Tx, text string) (thing, keyID string, err error) {
-	k, err := s.find(tx, []Kind{Internal}, text)
-	return k.Thing, k.ID, err
 }
 
 // Identify returns the id of the thing a key belongs to, if it proves it now;

@@ -428,3 +428,120 @@ func FuzzResolve(f *testing.F) {
 		}
 	})
 }
+
+// What is remembered of a key never outlives what the key proves.
+func TestWhatIsRememberedEndsWithTheKey(t *testing.T) {
+	w := start(t)
+	c := w.create(t, thingkeys.New{Name: "meter", External: seal.Secret("external-1")})
+	in := string(c.Key)
+	warm := func(scheme, key string) {
+		t.Helper()
+		for range 2 {
+			if _, err := w.resolve(scheme, key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	refused := func(what, scheme, key string) {
+		t.Helper()
+		_, err := w.resolve(scheme, key, "192.0.2.77")
+		wantKind(t, what, err, fault.Unauthenticated)
+	}
+
+	warm("Thing", in)
+	refused("a remembered internal key as an external one", "External", in)
+	refused("a remembered key with another thing's id", "Basic", "01890a5d-ac96-774b-bcce-b302099a8057:"+in)
+	if _, err := w.Devices.Suspend(as("acme"), c.ID); err != nil {
+		t.Fatal(err)
+	}
+	refused("suspended", "Thing", in)
+	if _, err := w.Devices.Resume(as("acme"), c.ID); err != nil {
+		t.Fatal(err)
+	}
+	warm("Thing", in)
+	name := "renamed"
+	if _, err := w.Update(as("acme"), c.ID, thingkeys.Edit{Name: &name}); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := w.resolve("Thing", in); err != nil || a.Name != name {
+		t.Errorf("after the name was changed: %q, %v; want %q", a.Name, err, name)
+	}
+	warm("External", "external-1")
+	if err := w.SetExternal(as("acme"), c.ID, seal.Secret("external-2")); err != nil {
+		t.Fatal(err)
+	}
+	refused("the external key before", "External", "external-1")
+
+	// One that retires after it was remembered ends when it was said to.
+	if _, err := w.Rotate(as("acme"), c.ID, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	warm("Thing", in)
+	w.pass(time.Minute)
+	refused("after the overlap", "Thing", in)
+}
+
+// Keys change while they are used: who has been told that a key is dead never
+// sees it prove anything again.
+func TestRotationBesideUse(t *testing.T) {
+	w := start(t)
+	c := w.create(t, thingkeys.New{})
+	now := string(c.Key)
+	stop := make(chan struct{})
+	var using sync.WaitGroup
+	var mu sync.Mutex
+	dead := map[string]bool{}
+	for i := range 4 {
+		using.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				mu.Lock()
+				key, was := now, dead[now]
+				mu.Unlock()
+				if _, err := w.resolve("Thing", key, fmt.Sprintf("198.51.100.%d", i)); err == nil && was {
+					t.Errorf("a dead key proves")
+				}
+			}
+		})
+	}
+	for range 20 {
+		next, err := w.Rotate(as("acme"), c.ID, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		old := now
+		dead[old], now = true, string(next)
+		mu.Unlock()
+		if _, err := w.resolve("Thing", old, "203.0.113.5"); err == nil {
+			t.Fatal("the old key proves after the rotation was answered")
+		}
+		if _, err := w.resolve("Thing", string(next), "203.0.113.6"); err != nil {
+			t.Fatalf("the new key: %v", err)
+		}
+	}
+	close(stop)
+	using.Wait()
+}
+
+func FuzzProof(f *testing.F) {
+	w := start(f)
+	c := w.create(f, thingkeys.New{External: seal.Secret("external-1")})
+	f.Add("Thing", "tk_")
+	f.Add("Basic", c.ID+":")
+	f.Add("External", "external-2")
+	f.Add("Key", "\x00")
+	f.Fuzz(func(t *testing.T, scheme, value string) {
+		w.pass(time.Hour) // wrong keys are forgiven
+		_, err := w.resolve(scheme, value)
+		good := (scheme == "Thing" || scheme == "Key") && value == string(c.Key) || (scheme == "External" || scheme == "Key") && value == "external-1" ||
+			scheme == "Basic" && value == c.ID+":"+string(c.Key)
+		if good != (err == nil) || err != nil && !errors.Is(err, identity.ErrNotMine) && !fault.Is(err, fault.Unauthenticated) {
+			t.Errorf("%q %q: %v", scheme, value, err)
+		}
+	})
+}
