@@ -40,6 +40,9 @@ type Gateway struct {
 
 	// Routes are what is served besides the gateway's own resources.
 	Routes []coap.Route
+	// Side is a second port for DTLS that serves its own routes and no others.
+	// Its sessions are in the same table, under the same limits.
+	Side Side
 	// Resolver says who a proof belongs to; identity.ErrNoCredential if it
 	// knows of none.
 	Resolver func(context.Context, identity.Proof) (identity.Actor, error)
@@ -65,6 +68,7 @@ type Gateway struct {
 	router   *router
 	sessions sessions
 	udp      *udp
+	side     *udp
 	tcp      *tcp
 	stats    Stats
 	active   atomic.Int64 // requests being served
@@ -73,6 +77,12 @@ type Gateway struct {
 	busyMu sync.Mutex
 	busy   map[*dgram]struct{} // those with something due
 	wake   chan struct{}
+}
+
+// Side is a port besides the main one.
+type Side struct {
+	UDP    string // the address; empty for none
+	Routes []coap.Route
 }
 
 // Listen binds the ports; a port that is taken is an error here and not later.
@@ -88,8 +98,14 @@ func (g *Gateway) Listen(ctx context.Context) error {
 	g.sessions = sessions{max: g.MaxSessions, byID: map[string]*session{}, byDevice: map[string]*session{}}
 	g.busy, g.wake = map[*dgram]struct{}{}, make(chan struct{}, 1)
 	if g.UDP != "" {
-		if g.udp, err = listenUDP(g, g.UDP); err != nil {
+		if g.udp, err = listenUDP(g, g.UDP, router); err != nil {
 			return fmt.Errorf("coap.%w", err)
+		}
+	}
+	if g.Side.UDP != "" {
+		if err := g.listenSide(); err != nil {
+			g.Close()
+			return err
 		}
 	}
 	if g.TCP != "" {
@@ -101,13 +117,35 @@ func (g *Gateway) Listen(ctx context.Context) error {
 	return nil
 }
 
-// Addrs returns where the gateway is bound: the zero value for what is switched off.
-func (g *Gateway) Addrs() (udp, tcp netip.AddrPort) {
-	if g.udp != nil {
-		if a, ok := g.udp.socket.LocalAddr().(*net.UDPAddr); ok {
-			udp = a.AddrPort()
+// listenSide binds the second port.
+func (g *Gateway) listenSide() error {
+	router, err := newRouter(append(g.commonRoutes(), g.Side.Routes...))
+	if err != nil {
+		return err
+	}
+	if g.side, err = listenUDP(g, g.Side.UDP, router); err != nil {
+		return fmt.Errorf("the second port: %w", err)
+	}
+	return nil
+}
+
+// ports returns the sockets for DTLS.
+func (g *Gateway) ports() []*udp {
+	all := make([]*udp, 0, 2)
+	for _, u := range []*udp{g.udp, g.side} {
+		if u != nil {
+			all = append(all, u)
 		}
 	}
+	return all
+}
+
+// SideAddr returns where the second port is bound, the zero value if it is off.
+func (g *Gateway) SideAddr() netip.AddrPort { return g.side.addr() }
+
+// Addrs returns where the gateway is bound: the zero value for what is switched off.
+func (g *Gateway) Addrs() (udp, tcp netip.AddrPort) {
+	udp = g.udp.addr()
 	if g.tcp != nil {
 		if a, ok := g.tcp.socket.Addr().(*net.TCPAddr); ok {
 			tcp = a.AddrPort()
@@ -119,9 +157,9 @@ func (g *Gateway) Addrs() (udp, tcp netip.AddrPort) {
 // Run serves until ctx is cancelled, then ends every session and returns when
 // all that ran has ended.
 func (g *Gateway) Run(ctx context.Context) error {
-	if g.udp != nil {
+	for _, u := range g.ports() {
 		for range cores() {
-			g.work.Go(g.udp.read)
+			g.work.Go(u.read)
 		}
 	}
 	if g.tcp != nil {
@@ -143,8 +181,8 @@ func (g *Gateway) Close() {
 	if g.cancel != nil {
 		g.cancel()
 	}
-	if g.udp != nil {
-		g.udp.close()
+	for _, u := range g.ports() {
+		u.close()
 	}
 	if g.tcp != nil {
 		g.tcp.close()
@@ -242,8 +280,8 @@ func (g *Gateway) sweepEvery() {
 // Sweep ends the sessions that were idle for too long, or whose credential has
 // expired, and drops what idle ones need not.
 func (g *Gateway) Sweep(now time.Time) {
-	if g.udp != nil {
-		g.udp.resume.expire(now)
+	for _, u := range g.ports() {
+		u.resume.expire(now)
 	}
 	for _, s := range g.sessions.all() {
 		idle := now.Sub(time.Unix(0, s.seen.Load()))

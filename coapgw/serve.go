@@ -78,7 +78,7 @@ func (s *session) handle(ctx context.Context, m *coap.Message) outcome {
 	if err != nil {
 		return failure(err)
 	}
-	res, vars := s.gw.router.find(path)
+	res, vars := s.router().find(path)
 	route, known := coap.Route{}, false
 	if res != nil {
 		route, known = res.methods[m.Code]
@@ -97,6 +97,14 @@ func (s *session) handle(ctx context.Context, m *coap.Message) outcome {
 	ctx = identity.NewContext(identity.WithRequestID(ctx, id.New(s.gw.Now())), actor)
 	r := (&coap.Request{Session: s, Actor: actor, Method: m.Code, Path: path, Options: m.Options, Body: m.Payload}).WithVars(vars...)
 	return s.blockwise(ctx, m, route, r)
+}
+
+// router is that of the port the session came in by.
+func (s *session) router() *router {
+	if d, ok := s.link.(*dgram); ok {
+		return d.u.router
+	}
+	return s.gw.router
 }
 
 // allowed takes a request out of the session's rate.

@@ -55,8 +55,8 @@ func (g *Gateway) Gauges() Gauges {
 			v.Parked++
 		}
 	}
-	if g.udp != nil {
-		v.HalfOpen = g.udp.halfOpen()
+	for _, u := range g.ports() {
+		v.HalfOpen += u.halfOpen()
 	}
 	return v
 }

@@ -17,6 +17,7 @@ import (
 // nothing they do waits for anything but a lock.
 type udp struct {
 	gw      *Gateway
+	router  *router
 	socket  *net.UDPConn
 	common  []dtls.ServerOption // of every handshake
 	suites  []dtls.CipherSuiteID
@@ -50,7 +51,7 @@ const maxDatagram = 8192
 // handshake takes its place when all places are taken.
 const evictAfter = 5 * time.Second
 
-func listenUDP(gw *Gateway, addr string) (*udp, error) {
+func listenUDP(gw *Gateway, addr string, router *router) (*udp, error) {
 	at, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("udp: %w", err)
@@ -68,7 +69,7 @@ func listenUDP(gw *Gateway, addr string) (*udp, error) {
 		return nil, err
 	}
 	u := &udp{
-		gw: gw, socket: socket, cookies: cookies, suites: offered(gw.LegacyCBC),
+		gw: gw, router: router, socket: socket, cookies: cookies, suites: offered(gw.LegacyCBC),
 		resume:  newResumptions(gw),
 		rate:    buckets{rate: gw.HandshakeRate, burst: gw.HandshakeBurst},
 		cpu:     make(chan struct{}, cores()),
@@ -80,6 +81,18 @@ func listenUDP(gw *Gateway, addr string) (*udp, error) {
 	}
 	u.common = u.options()
 	return u, nil
+}
+
+// addr is where u is bound; the zero value for a port that is off.
+func (u *udp) addr() netip.AddrPort {
+	if u == nil {
+		return netip.AddrPort{}
+	}
+	a, ok := u.socket.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	return a.AddrPort()
 }
 
 // read deals out datagrams until the socket is closed.

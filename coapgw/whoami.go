@@ -14,14 +14,17 @@ import (
 
 // ownRoutes are the resources of the gateway itself.
 func (g *Gateway) ownRoutes() []coap.Route {
-	routes := []coap.Route{
-		{Method: coap.GET, Path: "/.well-known/core", Need: identity.Public, Handle: g.core},
-		{Method: coap.GET, Path: "/whoami", Need: identity.Proven, Handle: whoami, Observable: true, Link: `rt="keystead.whoami";ct="60 50";obs`},
-	}
+	routes := append(g.commonRoutes(),
+		coap.Route{Method: coap.GET, Path: "/whoami", Need: identity.Proven, Handle: whoami, Observable: true, Link: `rt="keystead.whoami";ct="60 50";obs`})
 	if g.OCF.Enabled {
 		routes = append(routes, g.ocfRoutes()...)
 	}
 	return routes
+}
+
+// commonRoutes are served on every port.
+func (g *Gateway) commonRoutes() []coap.Route {
+	return []coap.Route{{Method: coap.GET, Path: "/.well-known/core", Need: identity.Public, Handle: g.core}}
 }
 
 // core answers what is served here (RFC 6690).
@@ -29,7 +32,11 @@ func (g *Gateway) core(_ context.Context, r *coap.Request) (coap.Response, error
 	if f, ok := r.Accept(); ok && f != coap.LinkFormat {
 		return coap.Response{}, coap.Errorf(coap.NotAcceptable, "links come in format %d", coap.LinkFormat)
 	}
-	doc, err := encodeLinks(g.router.links, r.Options.Strings(coap.URIQuery))
+	links := g.router.links
+	if s, ok := r.Session.(*session); ok {
+		links = s.router().links
+	}
+	doc, err := encodeLinks(links, r.Options.Strings(coap.URIQuery))
 	return coap.Response{Code: coap.Content, Format: coap.LinkFormat, Body: doc}, err
 }
 
