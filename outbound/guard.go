@@ -2,6 +2,7 @@ package outbound
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"syscall"
 )
@@ -73,4 +74,9 @@ func within(addr netip.Addr, all []netip.Prefix) bool {
 		}
 	}
 	return false
+}
+
+// Dialer returns a dialer of raw connections that asks the guard.
+func (g Guard) Dialer() *net.Dialer {
+	return &net.Dialer{Timeout: DefaultTimeout, Control: g.control}
 }
