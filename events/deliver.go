@@ -24,6 +24,7 @@ const (
 	firstPause = time.Second
 	maxPause   = 10 * time.Minute
 	maxTries   = 160 // a day, mostly at maxPause
+	fewTries   = 10  // of a subscription, as its clients know it
 	batchSize  = 64  // deliveries read at a time, of each webhook
 	atOnce     = 8   // webhooks delivered to at the same time
 	idlePause  = time.Minute
@@ -134,7 +135,11 @@ func (s *Service) try(ctx context.Context, w Webhook, secret seal.Secret, d Deli
 	if ctx.Err() != nil {
 		return false, nil //nolint:nilerr // stopping: it is tried again at the next start
 	}
-	delivered := sendErr == nil && code >= 200 && code <= 299
+	delivered := sendErr == nil && (code >= 200 && code <= 299 || w.Format == CreatorDev && dropped(code))
+	most := maxTries
+	if w.Format == CreatorDev {
+		most = fewTries
+	}
 	err = s.DB.Update(ctx, func(tx store.Tx) error {
 		done = true
 		if delivered {
@@ -144,7 +149,7 @@ func (s *Service) try(ctx context.Context, w Webhook, secret seal.Secret, d Deli
 		_, err := deliveries.Update(tx, d.ID, func(d *Delivery) error {
 			d.Tries++
 			d.LastCode, d.LastText = code, reason(code, sendErr)
-			d.Failed = d.Tries >= maxTries || code == 410 // Gone: the receiver wants no more
+			d.Failed = d.Tries >= most || code == 410 // Gone: the receiver wants no more
 			d.NextAt = s.Now().UTC().Add(pauseAfter(d.Tries))
 			done = d.Failed
 			return nil
@@ -167,6 +172,10 @@ func (s *Service) deliver(ctx context.Context, w Webhook, secret seal.Secret, d 
 	a, err := s.Send(ctx, m)
 	return a.Status, err
 }
+
+// dropped reports whether a receiver of the CreatorDev kind has no use for what
+// it was sent: it is not sent again.
+func dropped(code int) bool { return code == 400 || code == 401 || code == 404 || code == 405 }
 
 func missingIsFine(err error) error {
 	if fault.Is(err, fault.NotFound) {
@@ -221,7 +230,10 @@ func (s *Service) purge(ctx context.Context, w Webhook) error {
 func (w *Webhook) encode(d Delivery, secret seal.Secret) (Message, error) {
 	m := Message{Method: "POST", URL: w.URL, Delivery: d.ID}
 	var err error
-	if w.Format == Mender {
+	switch w.Format {
+	case CreatorDev:
+		m.Body, m.Header, err = w.notification(d)
+	case Mender:
 		m.Body, err = json.Marshal(menderEvent{d.Event.ID, d.Event.Type, d.Event.Data, d.Event.Time.UTC()})
 		mac := hmac.New(sha256.New, secret)
 		mac.Write(m.Body)
@@ -230,7 +242,7 @@ func (w *Webhook) encode(d Delivery, secret seal.Secret) (Message, error) {
 			"X-Men-Algorithm": "MEN-HMAC-SHA256-Payload",
 			"X-Men-Signature": hex.EncodeToString(mac.Sum(nil)),
 		}
-	} else {
+	default:
 		m.Secret = secret
 		m.Header = map[string]string{"Content-Type": "application/cloudevents+json"}
 		m.Body, err = json.Marshal(cloudEvent{

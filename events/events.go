@@ -33,6 +33,9 @@ type Event struct {
 	Subj string          `cbor:"subj,omitempty"` // what it happened to, mostly a device's id
 	Time time.Time       `cbor:"time"`
 	Data json.RawMessage `cbor:"data"`
+
+	Client string `cbor:"client,omitempty"` // the client id of the device, for subscriptions
+	Only   Format `cbor:"-"`                // for receivers of this format alone; "" for all
 }
 
 // Format is how a receiver wants events written.
@@ -42,6 +45,7 @@ type Format string
 const (
 	CloudEvents Format = "cloudevents" // CloudEvents 1.0, structured JSON
 	Mender      Format = "mender"      // as Mender's servers send them, signed as they sign
+	CreatorDev  Format = "creatordev"  // as the CreatorDev device server sends them, in JSON or XML; see Subscribe
 )
 
 // Webhook is a receiver of events.
@@ -56,6 +60,8 @@ type Webhook struct {
 	HubAuth   string    `cbor:"auth,omitempty"`   // of a hub: how devices prove themselves there
 	Paused    bool      `cbor:"paused,omitempty"`
 	Deleted   bool      `cbor:"deleted,omitempty"` // Run drops what waits for it, and then the record
+	Client    string    `cbor:"client,omitempty"`  // of a subscription: to what happens to this client alone
+	Accept    string    `cbor:"accept,omitempty"`  // of a subscription: the media type it wants; "" for JSON
 	CreatedAt time.Time `cbor:"created"`
 }
 
@@ -149,7 +155,7 @@ func (s *Service) Emit(_ context.Context, tx store.Tx, e Event) error {
 		return err
 	}
 	for _, w := range hooks.Items {
-		if !w.wants(e.Type) {
+		if !w.wants(e) {
 			continue
 		}
 		d := Delivery{ID: id.New(now), Webhook: w.ID, Event: e}
@@ -161,7 +167,11 @@ func (s *Service) Emit(_ context.Context, tx store.Tx, e Event) error {
 	return nil
 }
 
-func (w *Webhook) wants(kind string) bool {
+func (w *Webhook) wants(e Event) bool {
+	if e.Only != "" && e.Only != w.Format || w.Client != "" && w.Client != e.Client {
+		return false
+	}
+	kind := e.Type
 	for _, t := range w.Types {
 		if prefix, ok := cutStar(t); t == kind || ok && len(kind) >= len(prefix) && kind[:len(prefix)] == prefix {
 			return true
