@@ -118,9 +118,18 @@ func deviceShow(a *app) *cobra.Command {
 			if err != nil {
 				return noDevice(err)
 			}
-			return printOne(a, d, deviceColumns)
+			return printOne(a, d, append(slices.Clone(deviceColumns), column[client.Device]{name: "registered", cell: registered}))
 		}),
 	}
+}
+
+// registered says how a device is registered over LwM2M.
+func registered(d client.Device) string {
+	r := d.Registration
+	if r == nil {
+		return ""
+	}
+	return fmt.Sprintf("as %s from %s, LwM2M %s, by %s %s, until %s", r.Endpoint, r.Remote, r.Version, r.Credential, r.CredentialID, when(r.ExpiresAt))
 }
 
 func noDevice(err error) error {

@@ -3,7 +3,9 @@ package cli
 import (
 	"cmp"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -45,17 +47,29 @@ var lwm2mServerColumns = []column[client.LwM2MServer]{
 func serverAdd(a *app) *cobra.Command {
 	var v client.LwM2MServer
 	var weight int
+	var use int64
 	var labels []string
+	var certificate, anchor string
 	cmd := &cobra.Command{
-		Use:     "add ID URL",
-		Short:   "Register a server",
-		Example: "  keystead server add eu-1 coaps://eu1.example:5684 --short-id 101 --region eu --weight 2",
-		Args:    cobra.ExactArgs(2),
+		Use:   "add ID URL",
+		Short: "Register a server",
+		Example: `  keystead server add eu-1 coaps://eu1.example:5684 --short-id 101 --region eu --weight 2
+  keystead server add us-1 coaps://us1.example:5684 --short-id 102 --trust-anchor ca.pem --health ping --sink-file us-1.jsonl`,
+		Args: cobra.ExactArgs(2),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) (err error) {
 			v.ID, v.URL, v.Weight = args[0], args[1], &weight
 			v.Name = cmp.Or(v.Name, v.ID)
 			if v.Labels, err = keyValues(labels); err != nil {
 				return usage(cmd, err)
+			}
+			if v.Certificate, err = certificateIn(certificate); err != nil {
+				return err
+			}
+			if v.TrustAnchor, err = certificateIn(anchor); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("certificate-usage") {
+				v.CertificateUsage = &use
 			}
 			made, err := c.AddLwM2MServer(cmd.Context(), v)
 			if err != nil {
@@ -73,8 +87,34 @@ func serverAdd(a *app) *cobra.Command {
 	f.StringSliceVar(&v.Organisations, "for", nil, "whose devices it takes: ids of `organisations`; all if left out")
 	f.StringSliceVar(&v.Modes, "modes", nil, "the credentials it takes: psk, cert, est; all if left out")
 	f.StringArrayVar(&labels, "label", nil, "a label, `key=value`; may be repeated")
+	f.StringVar(&certificate, "certificate", "", "the `file` with its certificate in PEM, for devices to know it by")
+	f.StringVar(&anchor, "trust-anchor", "", "the `file` with the certificate in PEM of the CA it has its certificate from")
+	f.Int64Var(&use, "certificate-usage", 0, "what devices make of that (/0/x/15); by itself 2 with a trust anchor")
+	f.StringVar(&v.SNI, "sni", "", "the `name` it goes by in its certificate, if that is not in the URL")
+	f.StringVar(&v.Sink.Kind, "sink", "", "how it learns of new credentials: shared, webhook or file")
+	f.StringVar(&v.Sink.URL, "sink-url", "", "where a webhook sink is")
+	f.StringVar(&v.Sink.Secret, "sink-secret", "", "what posts to a webhook sink are signed with")
+	f.StringVar(&v.Sink.File, "sink-file", "", "the `name` of a file sink, in the directory sinks of the server's data")
+	f.StringVar(&v.Health.Kind, "health", "", "how it is watched: ping or http")
+	f.StringVar(&v.Health.URL, "health-url", "", "what to GET where it is watched by http")
 	must(cmd.MarkFlagRequired("short-id"))
 	return cmd
+}
+
+// certificateIn reads one certificate in PEM; none for no file.
+func certificateIn(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
+	}
+	return block.Bytes, nil
 }
 
 func serverList(a *app) *cobra.Command {
@@ -194,6 +234,9 @@ func policyAdd(a *app) *cobra.Command {
 	f.StringVar(&strategy, "strategy", "sticky-weighted", "how one is chosen")
 	f.IntVar(&count, "servers-each", 1, "how many servers a device gets, 1 to 3")
 	f.StringVar(&p.Credential, "credential", "reuse", "what the device proves itself to the server with")
+	f.StringVar(&p.BootstrapAccount, "bootstrap-account", "keep", "what becomes of the key it bootstraps with: keep or rotate")
+	f.StringToStringVar(&p.ServerResources, "server-resource", nil, "more of its Server instance, `id=value`; may be repeated")
+	must(cmd.RegisterFlagCompletionFunc("bootstrap-account", cobra.FixedCompletions([]string{"keep", "rotate"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("strategy", cobra.FixedCompletions(
 		[]string{"sticky-weighted", "nearest", "failover", "round-robin", "least-assigned"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("credential", cobra.FixedCompletions(

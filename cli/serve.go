@@ -123,6 +123,7 @@ func (a *app) welcome(cfg config.Config, bound map[string]string) {
 		{"http", "http", "CRLs, OCSP, CA certificates"},
 		{"coap_udp", "coaps", "CoAP over DTLS"},
 		{"coap_tcp", "coaps+tcp", "CoAP over TLS"},
+		{"lwm2m_udp", "coaps", "LwM2M bootstrap"},
 		{"ops", "http", "metrics and health"},
 	} {
 		if addr := bound[l.key]; addr != "" {

@@ -20,8 +20,23 @@ type Device struct {
 	Comment      string             `json:"comment"`
 	Profile      string             `json:"profile,omitempty"`
 	Credentials  []DeviceCredential `json:"credentials"`
+	Registration *Registration      `json:"registration,omitempty"` // where one device is shown
 	CreatedAt    time.Time          `json:"created_at"`
 	UpdatedAt    time.Time          `json:"updated_at"`
+}
+
+// Registration is what a device that is registered over LwM2M has said of itself.
+type Registration struct {
+	Endpoint     string    `json:"endpoint"`
+	Lifetime     int64     `json:"lifetime"`
+	Version      string    `json:"version"`
+	Binding      string    `json:"binding"`
+	Objects      string    `json:"objects"`
+	Remote       string    `json:"remote"`
+	Credential   string    `json:"credential"`
+	CredentialID string    `json:"credential_id"`
+	UpdatedAt    time.Time `json:"updated_at"`
+	ExpiresAt    time.Time `json:"expires_at"`
 }
 
 // Alias is another name of a device.

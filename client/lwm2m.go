@@ -30,6 +30,29 @@ type LwM2MServer struct {
 	Lifetime      *int64            `json:"lifetime,omitempty"`
 	Binding       string            `json:"binding,omitempty"`
 	Modes         []string          `json:"modes,omitempty"`
+	Certificate   []byte            `json:"certificate,omitempty"`
+	TrustAnchor   []byte            `json:"trust_anchor,omitempty"`
+	SNI           string            `json:"sni,omitempty"`
+	Sink          LwM2MSink         `json:"sink,omitzero"`
+	Health        LwM2MHealth       `json:"health,omitzero"`
+
+	CertificateUsage *int64 `json:"certificate_usage,omitempty"`
+}
+
+// LwM2MSink is how a server learns of new credentials.
+type LwM2MSink struct {
+	Kind   string `json:"kind,omitempty"` // shared, webhook or file
+	URL    string `json:"url,omitempty"`
+	File   string `json:"file,omitempty"`
+	Secret string `json:"secret,omitempty"` // never in an answer
+}
+
+// LwM2MHealth is how a server is watched, and what was found.
+type LwM2MHealth struct {
+	Kind   string     `json:"kind,omitempty"` // ping or http; "" for not at all
+	URL    string     `json:"url,omitempty"`
+	Detail string     `json:"detail,omitempty"` // why it is not healthy
+	Since  *time.Time `json:"since,omitempty"`
 }
 
 // LwM2MPolicy says which devices go to which servers.
@@ -42,6 +65,9 @@ type LwM2MPolicy struct {
 	Match        map[string]any `json:"match,omitempty"`
 	Select       map[string]any `json:"select,omitempty"`
 	Credential   string         `json:"credential,omitempty"`
+
+	BootstrapAccount string            `json:"bootstrap_account,omitempty"` // keep or rotate
+	ServerResources  map[string]string `json:"server_resources,omitempty"`
 }
 
 // LwM2MDecision is where a device goes, and why.

@@ -62,7 +62,7 @@ type Config struct {
 
 	AuthSets authsets.Config `mapstructure:"authsets"`
 	Forward  Forward         `mapstructure:"forward"`
-	LwM2M    lwm2m.Config    `mapstructure:"lwm2m"`
+	LwM2M    LwM2M           `mapstructure:"lwm2m"`
 
 	origins map[string]Origin
 }
@@ -97,7 +97,7 @@ func Default() Config {
 		Messages:  Messages{Sinks: []sink.Config{}, Rate: Rate{PerSecond: 10, Burst: 100}, MaxWaiting: 100_000},
 		AuthSets:  authsets.DefaultConfig(),
 		Forward:   Forward{Timeout: 30 * time.Second, MaxBody: 16 << 20},
-		LwM2M:     lwm2m.DefaultConfig(),
+		LwM2M:     LwM2M{lwm2m.DefaultConfig()},
 	}
 }
 
@@ -176,6 +176,14 @@ type CoAP struct {
 func (c CoAP) Validate() error {
 	return errors.Join(checkAddr("udp", c.UDP), checkAddr("tcp", c.TCP), c.Config.Validate())
 }
+
+// LwM2M is bootstrap and registration.
+type LwM2M struct {
+	lwm2m.Config `mapstructure:",squash"`
+}
+
+// Validate reports what is wrong with c.
+func (c LwM2M) Validate() error { return errors.Join(checkAddr("udp", c.UDP), c.Config.Validate()) }
 
 // TLS is about the server's own certificate.
 type TLS struct {

@@ -4,16 +4,35 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestCreatorDevXML has xmllint hold the XML of every resource against a schema.
 func TestCreatorDevXML(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	posted := make(chan string, 8)
+	hook := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.Header.Get("Content-Type") != "application/vnd.imgtec.notification+xml" {
+			t.Errorf("posted as %q, %v", r.Header.Get("Content-Type"), err)
+		}
+		posted <- string(body)
+		w.WriteHeader(http.StatusCreated)
+	}))
+	t.Cleanup(hook.Close)
+	hookCA := filepath.Join(t.TempDir(), "hook.pem")
+	if err := os.WriteFile(hookCA, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: hook.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "webhook.ca_file="+hookCA, "webhook.allow_cidrs=127.0.0.1/32")
 	schema, err := filepath.Abs("testdata/creatordev.xsd")
 	if err != nil {
 		t.Fatal(err)
@@ -80,15 +99,38 @@ func TestCreatorDevXML(t *testing.T) {
 		t.Errorf("made %s", made)
 	}
 	call(token, "POST", "/identities/certificates", "", "Certificate", 201)
+	subscription := func(kind, at string) string {
+		return "<Subscription><SubscriptionType>" + kind + "</SubscriptionType><Url>" + at + "</Url><AcceptContentType>application/vnd.imgtec.notification+xml</AcceptContentType></Subscription>"
+	}
+	subscribed := call(token, "POST", "/subscriptions", subscription("IdentityRevoked", hook.URL+"/Hook"), "ResourceCreated", 201)
+	call(token, "POST", "/subscriptions", subscription("IdentityRevoked", strings.ToUpper(hook.URL[:8])+hook.URL[8:]+"/hook"), "Error", 409)
+	call(token, "POST", "/subscriptions", subscription("Observation", hook.URL), "Error", 400)
+	call(token, "POST", "/subscriptions", "<Subscription><SubscriptionType>ClientConnected</SubscriptionType></Subscription>", "Error", 400)
+	call(token, "GET", "/subscriptions/x", "", "Error", 400)
+	_, id, _ := strings.Cut(subscribed, "<ID>")
+	id, _, _ = strings.Cut(id, "<")
+	if _, code := s.curl("-X", "DELETE", "-H", "Authorization: Bearer "+token, s.url("/identities/psk/dev-1")); code != 204 {
+		t.Errorf("DELETE /identities/psk/dev-1 = %d", code)
+	}
+	select {
+	case body := <-posted:
+		check(body, "Notifications")
+		if !strings.Contains(body, `href="/subscriptions/`+id+`"`) || !strings.Contains(body, "<SubscriptionType>IdentityRevoked<") {
+			t.Errorf("posted %s", body)
+		}
+	case <-time.After(patience):
+		t.Error("nothing was posted to the subscription")
+	}
+	call(token, "POST", "/identities/psk", "<PSKIdentity><Identity>dev-1</Identity></PSKIdentity>", "PSKIdentity", 201)
 	for path, root := range map[string]string{
 		"/": "APIEntryPoint", "/versions": "Versions", "/accesskeys": "AccessKeys", "/accesskeys/" + part("Key"): "AccessKey", "/identities": "Identities",
 		"/identities/psk?pageSize=1": "PSKIdentities", "/identities/psk/dev-1": "PSKIdentity", "/identities/certificates": "Certificates",
-		"/configuration": "Configuration", "/configuration/bootstrap": "Bootstrap", "/clients": "Clients",
+		"/configuration": "Configuration", "/configuration/bootstrap": "Bootstrap", "/clients": "Clients", "/subscriptions": "Subscriptions", "/subscriptions/" + id: "Subscription",
 	} {
 		call(token, "GET", path, "", root, 200)
 	}
 	call(token, "GET", "/clients/nobody", "", "Error", 404)
-	if checked < 18 {
+	if checked < 26 {
 		t.Errorf("checked %d answers", checked)
 	}
 }

@@ -86,7 +86,13 @@ func (s *server) dialFrom(socket net.PacketConn, within time.Duration, opts ...d
 
 func (s *server) dialContext(ctx context.Context, socket net.PacketConn, opts ...dtls.ClientOption) (*session, error) {
 	s.t.Helper()
-	to, err := net.ResolveUDPAddr("udp", s.at.CoAPUDP)
+	return s.dialAt(ctx, s.at.CoAPUDP, socket, opts...)
+}
+
+// dialAt opens a session with another port than that of the gateway.
+func (s *server) dialAt(ctx context.Context, at string, socket net.PacketConn, opts ...dtls.ClientOption) (*session, error) {
+	s.t.Helper()
+	to, err := net.ResolveUDPAddr("udp", at)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -101,6 +101,7 @@ type addresses struct {
 	HTTP    string `json:"http"`
 	CoAPUDP string `json:"coap_udp"`
 	CoAPTCP string `json:"coap_tcp"`
+	LwM2M   string `json:"lwm2m_udp"`
 	Ops     string `json:"ops"`
 }
 

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"slices"
@@ -30,11 +31,13 @@ import (
 type lwm2mClient struct {
 	*session
 	version string // "1.0", "1.1" or "1.2"
+	pct     string // the format it asks to be written in; none if empty
 
 	refuses  map[string]coap.Code // method and path, or a prefix of both, to the answer
 	tlvOnly  bool                 // answers 4.15 to every other format
 	silent   bool                 // answers nothing
 	again    func()               // called once, at the first request of the server
+	at       func(what string)    // called before it answers a request, "PUT /1/0"
 	account  uint16               // where its bootstrap account is
 	written  map[string]lwm2m.Instance
 	blocks   []byte
@@ -45,7 +48,12 @@ type lwm2mClient struct {
 
 func (s *server) lwm2mClient(version string, opts ...dtls.ClientOption) *lwm2mClient {
 	s.t.Helper()
-	return &lwm2mClient{session: s.mustDial(opts...), version: version, written: map[string]lwm2m.Instance{}, mids: map[uint16][]byte{}}
+	return lwm2mClientOn(s.mustDial(opts...), version)
+}
+
+func lwm2mClientOn(c *session, version string) *lwm2mClient {
+	pct := map[string]string{"1.1": "112", "1.2": "11544"}[version]
+	return &lwm2mClient{session: c, version: version, pct: pct, written: map[string]lwm2m.Instance{}, mids: map[uint16][]byte{}}
 }
 
 // ask makes a request, and goes on serving the server's until the answer is there.
@@ -119,6 +127,9 @@ func (c *lwm2mClient) serve(m *coap.Message) error {
 func (c *lwm2mClient) answer(m *coap.Message) coap.Message {
 	path := m.Options.Path()
 	what := m.Code.String() + " " + path
+	if c.at != nil {
+		c.at(what)
+	}
 	for prefix, code := range c.refuses {
 		if strings.HasPrefix(what, prefix) {
 			return coap.Message{Code: code}
@@ -127,14 +138,16 @@ func (c *lwm2mClient) answer(m *coap.Message) coap.Message {
 	switch m.Code {
 	case coap.GET:
 		c.asked = append(c.asked, what)
-		body := fmt.Sprintf(`</>;lwm2m=%s,</0>,</0/%d>,</1>,</3/0>`, c.version, c.account)
+		body := fmt.Sprintf(`</>;lwm2m=%s,</0>,</0/%d>;uri="coaps://%s",</1>,</3/0>`, c.version, c.account, c.conn.RemoteAddr())
 		if c.version == "1.0" {
 			body = fmt.Sprintf(`lwm2m="1.0",</0>,</0/%d>,</1>,</3/0>`, c.account)
 		}
 		return coap.Message{Code: coap.Content, Options: coap.Options{}.AddUint(coap.ContentFormat, uint32(coap.LinkFormat)), Payload: []byte(body)}
 	case coap.DELETE:
 		c.asked = append(c.asked, what)
-		clear(c.written)
+		maps.DeleteFunc(c.written, func(at string, _ lwm2m.Instance) bool { // its bootstrap account stays, whatever is deleted
+			return at != fmt.Sprintf("/0/%d", c.account)
+		})
 		return coap.Message{Code: coap.Deleted}
 	case coap.PUT:
 		return c.put(m, path)
@@ -176,8 +189,8 @@ func (c *lwm2mClient) put(m *coap.Message, path string) coap.Message {
 func (c *lwm2mClient) request(query ...string) coap.Message {
 	c.s.t.Helper()
 	m := coap.Message{Code: coap.POST, Options: coap.Options{}.AddPath("/bs")}
-	if c.version != "1.0" {
-		query = append(query, "pct=112")
+	if c.pct != "" {
+		query = append(query, "pct="+c.pct)
 	}
 	for _, q := range query {
 		m.Options = m.Options.Add(coap.URIQuery, []byte(q))
@@ -202,14 +215,14 @@ func (c *lwm2mClient) bootstrap(query ...string) {
 	}
 }
 
-// pack fetches a Bootstrap-Pack and takes what is in it.
-func (c *lwm2mClient) pack() {
+// pack fetches a Bootstrap-Pack in a format and takes what is in it.
+func (c *lwm2mClient) pack(format coap.Format) {
 	c.s.t.Helper()
-	got, err := c.ask(coap.Message{Code: coap.GET, Options: coap.Options{}.AddPath("/bspack").AddUint(coap.Accept, uint32(coap.SenMLCBOR))})
+	got, err := c.ask(coap.Message{Code: coap.GET, Options: coap.Options{}.AddPath("/bspack").AddUint(coap.Accept, uint32(format))})
 	if err != nil || got.Code != coap.Content {
 		c.s.t.Fatalf("GET /bspack = %v %s, %v", got.Code, got.Payload, err)
 	}
-	list, err := lwm2m.ParseSenMLCBOR(got.Payload)
+	list, err := lwm2m.Decode(format, "/0", got.Payload)
 	if err != nil {
 		c.s.t.Fatalf("the pack %x: %v", got.Payload, err)
 	}
@@ -226,7 +239,7 @@ func (c *lwm2mClient) target() *lwm2mClient {
 	var security, account *lwm2m.Instance
 	for path, i := range c.written {
 		switch {
-		case strings.HasPrefix(path, "/0/"):
+		case strings.HasPrefix(path, "/0/") && i.Resource(1) == false:
 			security = &i
 		case strings.HasPrefix(path, "/1/"):
 			account = &i
@@ -297,24 +310,30 @@ func TestLwM2MBootstrapThenRegister(t *testing.T) {
 	s := start(t)
 	s.bootstrapServer("rotate-psk")
 	n := 0
-	for _, version := range []string{"1.0", "1.1", "1.2"} {
+	for _, way := range []struct {
+		version, pct string
+		pack         coap.Format // fetched in place of a bootstrap
+	}{
+		{version: "1.0"},
+		{version: "1.1", pct: "11542"}, {version: "1.1", pct: "112"}, {version: "1.1", pct: "110"},
+		{version: "1.2", pct: "11544"}, {version: "1.2", pct: "112"},
+		{version: "1.2", pack: coap.SenMLCBOR}, {version: "1.2", pack: coap.SenMLJSON}, {version: "1.2", pack: coap.LwM2MCBOR},
+	} {
 		k := s.textPSK()
+		version, want := way.version, "SUCCESS"
 		c := s.lwm2mClient(version, withPSK(k, k.text(t))...)
-		c.account = 1
-		if version == "1.2" {
-			c.pack()
+		c.account, c.pct = 1, way.pct
+		if way.pack != 0 {
+			want = "DELIVERED"
+			c.pack(way.pack)
 		} else {
 			c.bootstrap("ep=" + k.Identity)
 		}
 		n++
-		want := map[string]string{"1.2": "DELIVERED"}[version]
-		if want == "" {
-			want = "SUCCESS"
-		}
 		if v := s.lastBootstrap(n); v.Outcome != want || v.Endpoint != k.Identity {
 			t.Errorf("%s: recorded %+v, want %s of %s", version, v, want, k.Identity)
 		}
-		if _, overwritten := c.written["/0/1"]; overwritten && version != "1.2" {
+		if _, overwritten := c.written["/0/1"]; overwritten && way.pack == 0 {
 			t.Errorf("%s: the bootstrap account was written over", version)
 		}
 		target := c.target()
@@ -335,10 +354,10 @@ func TestLwM2MBootstrapThenRegister(t *testing.T) {
 		Items    []struct{ Name string }
 	}
 	s.decode(s.rest("GET", "/clients", "", 200), &clients)
-	if clients.PageInfo.TotalCount != 3 {
-		t.Errorf("clients: %+v, want the three", clients)
+	if clients.PageInfo.TotalCount != n {
+		t.Errorf("clients: %+v, want all %d", clients, n)
 	}
-	if out := s.cli("bootstrap", "sessions", "list"); strings.Count(out, "SUCCESS") != 2 || strings.Count(out, "DELIVERED") != 1 {
+	if out := s.cli("bootstrap", "sessions", "list"); strings.Count(out, "SUCCESS") != 6 || strings.Count(out, "DELIVERED") != 3 {
 		t.Errorf("keystead bootstrap sessions list printed\n%s", out)
 	}
 }

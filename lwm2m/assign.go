@@ -33,13 +33,22 @@ type Assignment struct {
 
 // Handed is a credential that was made for a device to prove itself to a server.
 type Handed struct {
-	Server  string                  `cbor:"server" json:"server"`
+	Server  string                  `cbor:"server" json:"server"` // "" for the account it bootstraps with
 	Kind    identity.CredentialKind `cbor:"kind" json:"kind"`
 	ID      string                  `cbor:"id" json:"id"`
 	State   devices.CredentialState `cbor:"state" json:"state"`
 	Session string                  `cbor:"session" json:"session"`     // the bootstrap it was made in
-	Used    bool                    `cbor:"used,omitempty" json:"used"` // to register here
+	Used    bool                    `cbor:"used,omitempty" json:"used"` // to register or to bootstrap here
+
+	// Of the bootstrap account alone: the key it had before, which is good until
+	// this one is used; and whether the device may have this one already, so that
+	// it has to be good whatever became of the bootstrap.
+	Replaces string `cbor:"replaces,omitempty" json:"replaces,omitempty"`
+	Written  bool   `cbor:"written,omitempty" json:"-"`
 }
+
+// ofBootstrap reports whether h is for the account the device bootstraps with.
+func (h *Handed) ofBootstrap() bool { return h.Server == "" }
 
 var assignments = store.NewTable("LwM2M assignment",
 	store.Index[Assignment]{Name: "server", Counted: true, Terms: func(a Assignment) []store.Term {
@@ -152,6 +161,8 @@ func (s *Service) unfit(tx store.Tx, v Server, p Policy, u Subject, held Assignm
 		return "the server is not for the device's organisation", nil
 	case !v.takes(kindOf(p.Mode, u.Credential)):
 		return "the server does not take the credential the policy gives", nil
+	case p.Mode == ModeEST && len(v.known()) == 0:
+		return "devices that enrol need the server's certificate or a trust anchor, and there is none", nil
 	case held.Pinned:
 		if !assigned {
 			return "the device is pinned to another", nil

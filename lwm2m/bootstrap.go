@@ -15,16 +15,22 @@ import (
 	"keystead/store"
 )
 
-// Routes are the resources of the bootstrap and registration interfaces.
-func (s *Service) Routes() []coap.Route {
+// BootstrapRoutes are the resources of the bootstrap interface.
+func (s *Service) BootstrapRoutes() []coap.Route {
 	return []coap.Route{
 		{Method: coap.POST, Path: "/bs", Need: identity.DeviceOnly, Handle: s.bootstrap, Listed: true, Link: `rt="core.bs"`},
 		{Method: coap.GET, Path: "/bspack", Need: identity.DeviceOnly, Handle: s.pack, Listed: true, Link: `ct="112 110 11544"`},
+	}
+}
+
+// Routes are the resources of the bootstrap and registration interfaces.
+func (s *Service) Routes() []coap.Route {
+	return append(s.BootstrapRoutes(), []coap.Route{
 		{Method: coap.POST, Path: "/rd", Need: identity.DeviceOnly, Handle: s.register, Listed: true, Link: `rt="core.rd"`, MaxBody: maxObjects},
 		{Method: coap.POST, Path: "/rd/{id}", Need: identity.DeviceOnly, Handle: s.update, MaxBody: maxObjects},
 		{Method: coap.PUT, Path: "/rd/{id}", Need: identity.DeviceOnly, Handle: s.update, MaxBody: maxObjects},
 		{Method: coap.DELETE, Path: "/rd/{id}", Need: identity.DeviceOnly, Handle: s.deregister},
-	}
+	}...)
 }
 
 // run is a bootstrap that is going on.
@@ -39,6 +45,7 @@ type run struct {
 	once    sync.Once // of start
 	done    chan struct{}
 	before  *run // of the same device, which has to end first
+	taken   bool // the device has taken the new key of its bootstrap account
 }
 
 // Why a bootstrap is cancelled.
@@ -82,9 +89,13 @@ func (s *Service) admit(ctx context.Context, r *coap.Request, pack bool) (*plan,
 	}
 	name, err := endpoint(d, r.Actor, q.Endpoint)
 	record := s.begin(r.Actor, q, r.Session.Remote(), pack)
-	record.Endpoint = name
+	record.Endpoint, record.Client = name, ClientID(d)
 	if err != nil {
 		s.end(ctx, &record, Unauthorized, detailOf(err))
+		return nil, q, record, err
+	}
+	if err := s.used(ctx, r.Actor); err != nil {
+		s.end(ctx, &record, InternalError, fault.Message(err))
 		return nil, q, record, err
 	}
 	if q.HasPCT && !knownFormat(q.PCT) {
@@ -98,6 +109,7 @@ func (s *Service) admit(ctx context.Context, r *coap.Request, pack bool) (*plan,
 		s.end(ctx, &record, InternalError, fault.Message(err))
 		return nil, q, record, err
 	}
+	p.rotates = !pack && p.decision.Policy.Account == RotateAccount && r.Actor.Credential.Kind == identity.PSK
 	record.Policy = p.decision.Policy.ID
 	for _, v := range p.decision.Servers {
 		record.Servers = append(record.Servers, v.ID)
@@ -182,6 +194,7 @@ func (r *run) work(ctx context.Context) {
 			s.Log.ErrorContext(ctx, "pending credentials not discarded", "session", r.record.ID, "error", failed)
 		}
 	}
+	s.settled(r.plan)
 	detail := ""
 	if err != nil {
 		detail = detailOf(err)
@@ -269,6 +282,12 @@ func (r *run) converse(ctx context.Context) error {
 		if err := r.write(ctx, found, tlv); err != nil {
 			return err
 		}
+		if r.plan.account != nil {
+			if err := r.rotate(ctx, found, tlv); err != nil {
+				return err
+			}
+		}
+		r.s.finishing(r.plan)
 		reply, err := r.do(ctx, coap.Call{Method: coap.POST, Path: "/bs"})
 		if err != nil {
 			return err
@@ -288,6 +307,7 @@ func (r *run) converse(ctx context.Context) error {
 type discovered struct {
 	Discovered
 	account uint16 // the Security instance of the bootstrap server, not to be touched
+	said    bool   // by the client; else it is a guess
 }
 
 // discover asks what the client has. One that refuses, as 1.0 lets it, is taken
@@ -305,7 +325,7 @@ func (r *run) discover(ctx context.Context) (discovered, error) {
 	if reply.Code == coap.Content {
 		if known.Discovered, err = ParseDiscover(reply.Body); err == nil {
 			r.record.Version = known.Version
-			known.account, _ = known.BootstrapAccount(func(uri string) bool { return sameURI(uri, r.s.URI()) })
+			known.account, known.said = known.BootstrapAccount(func(uri string) bool { return sameURI(uri, r.s.URI()) })
 			return known, nil
 		}
 	}
@@ -330,26 +350,70 @@ func (r *run) deletes(ctx context.Context) error {
 // that does not take one is left as it is, without finishing: told to, it would
 // be content with what it has not got.
 func (r *run) write(ctx context.Context, known discovered, tlv bool) error {
-	newer := r.q.HasPCT || known.Version > "1.0" || r.q.Version > "1.0"
-	for _, i := range r.plan.instances(r.plan.free(known), newer) {
-		format := formatFor(r.plan.decision.Policy, r.q, i.Object)
-		if tlv {
-			format = coap.LwM2MTLV
-		}
-		reply, err := r.put(ctx, i, format)
-		if err != nil {
+	for _, i := range r.plan.instances(r.plan.free(known), minorOf(r.q, known.Version)) {
+		if err := r.writeOne(ctx, i, tlv); err != nil {
 			return err
-		}
-		if refused := reply.Code == coap.BadRequest || reply.Code == coap.UnsupportedContentFormat || reply.Code == coap.InternalServerError; refused && format != coap.LwM2MTLV {
-			if reply, err = r.put(ctx, i, coap.LwM2MTLV); err != nil {
-				return err
-			}
-		}
-		if reply.Code != coap.Changed {
-			return &stepError{RequestFailed, "the device refused " + i.Path() + ": " + reply.Code.String() + " " + printable(reply.Body)}
 		}
 	}
 	return nil
+}
+
+// writeOne writes one instance.
+func (r *run) writeOne(ctx context.Context, i Instance, tlv bool) error {
+	format := formatFor(r.plan.decision.Policy, r.q, i.Object)
+	if tlv {
+		format = coap.LwM2MTLV
+	}
+	reply, err := r.put(ctx, i, format)
+	if err != nil {
+		return err
+	}
+	if refused := reply.Code == coap.BadRequest || reply.Code == coap.UnsupportedContentFormat || reply.Code == coap.InternalServerError; refused && format != coap.LwM2MTLV {
+		if reply, err = r.put(ctx, i, coap.LwM2MTLV); err != nil {
+			return err
+		}
+	}
+	if reply.Code != coap.Changed {
+		return &stepError{RequestFailed, "the device refused " + i.Path() + ": " + reply.Code.String() + " " + printable(reply.Body)}
+	}
+	return nil
+}
+
+// minorOf is the minor version of LwM2M 1 that a client knows. One that names a
+// format knows 1.1.
+func minorOf(q Query, discovered string) int {
+	version := max(discovered, q.Version)
+	switch {
+	case version >= "1.2", q.HasPCT && q.PCT == coap.LwM2MCBOR:
+		return 2
+	case version >= "1.1", q.HasPCT:
+		return 1
+	}
+	return 0
+}
+
+// rotate writes a new key to the account the device bootstraps with, the last
+// thing before Finish. It is one write of the whole instance, so that the device
+// has the old key or the new one and never half of each; and it is made only
+// where the device has said which instance that is.
+func (r *run) rotate(ctx context.Context, known discovered, tlv bool) error {
+	uri := known.URI(known.account)
+	if uri == "" {
+		uri = r.s.URI()
+	}
+	if !known.said || uri == "" {
+		return &stepError{RequestFailed, "the key of the bootstrap account cannot be replaced: the device does not say where it is, or this server does not know by what URL it is reached (public_url)"}
+	}
+	system := identity.NewContext(context.WithoutCancel(ctx), identity.Actor{Kind: identity.System, Org: r.record.Org})
+	if err := r.s.setWritten(system, r.plan, true); err != nil {
+		return err
+	}
+	err := r.writeOne(ctx, r.plan.bootstrapAccount(known.account, uri), tlv)
+	if _, refused := errors.AsType[*stepError](err); refused && !r.taken {
+		return errors.Join(err, r.s.setWritten(system, r.plan, false))
+	}
+	r.taken = r.taken || err == nil
+	return err
 }
 
 func (r *run) put(ctx context.Context, i Instance, f coap.Format) (coap.Reply, error) {
@@ -408,13 +472,14 @@ func (s *Service) pack(ctx context.Context, r *coap.Request) (coap.Response, err
 		return coap.Response{}, err
 	}
 	defer p.wipe()
+	defer s.packing(p.device.ID)()
 	system := identity.NewContext(context.WithoutCancel(ctx), identity.Actor{Kind: identity.System, Org: record.Org})
 	var body []byte
 	err = s.prepare(identity.NewContext(ctx, identity.FromContext(system)), p, &record)
 	if err == nil {
 		// The bootstrap account is where nearly all have it; a client that has it
 		// elsewhere keeps it all the same, for a pack leaves it out.
-		body, err = EncodePack(format, p.instances(p.free(discovered{}), true))
+		body, err = EncodePack(format, p.instances(p.free(discovered{}), 2))
 	}
 	if err == nil {
 		err = s.activate(system, p, false)
@@ -435,6 +500,70 @@ func (s *Service) pack(ctx context.Context, r *coap.Request) (coap.Response, err
 	return coap.Response{Code: coap.Content, Format: format, Body: body}, nil
 }
 
+// finishing notes that the device is being told to finish: from then on it may
+// come with what it was given, before its answer was written down here.
+func (s *Service) finishing(p *plan) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.settled == nil {
+		p.settled = make(chan struct{})
+	}
+	for _, credential := range p.made() {
+		s.awaited[credential] = p.settled
+	}
+}
+
+// settled notes that it is known whether the credentials of a plan are good.
+func (s *Service) settled(p *plan) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, credential := range p.made() {
+		delete(s.awaited, credential)
+	}
+	if p.settled != nil {
+		close(p.settled)
+		p.settled = nil
+	}
+}
+
+// awaitAtMost is how long a handshake waits for a bootstrap to be written down.
+const awaitAtMost = 5 * time.Second
+
+// Await reports whether a credential, by its id, is one that a device was just
+// told to use, and waits until it is known whether it is good. Others are not
+// waited for. It is for those who would refuse it now.
+func (s *Service) Await(ctx context.Context, credential string) bool {
+	s.mu.Lock()
+	settled := s.awaited[credential]
+	s.mu.Unlock()
+	if settled == nil {
+		return false
+	}
+	bounded, cancel := context.WithTimeout(ctx, awaitAtMost)
+	defer cancel()
+	select {
+	case <-settled:
+		return true
+	case <-bounded.Done():
+		return false
+	}
+}
+
+// packing keeps the sweep from the pending credentials of a device until the
+// function it returns is called.
+func (s *Service) packing(device string) func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.packs[device]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.packs[device]--; s.packs[device] == 0 {
+			delete(s.packs, device)
+		}
+	}
+}
+
 // Sweep ends what was left behind: credentials of bootstraps that were cut off,
 // registrations whose lifetime is over, records that are old.
 func (s *Service) Sweep(ctx context.Context, now time.Time) error {
@@ -448,8 +577,9 @@ func (s *Service) sweepPending(ctx context.Context) error {
 		}
 		s.mu.Lock()
 		_, running := s.running[a.Device]
+		packs := s.packs[a.Device]
 		s.mu.Unlock()
-		if running {
+		if running || packs > 0 {
 			continue
 		}
 		err := s.DB.Update(ctx, func(tx store.Tx) error {
@@ -463,8 +593,7 @@ func (s *Service) sweepPending(ctx context.Context) error {
 				if h.State != devices.CredentialPending || !slices.Contains(a.Handed, *h) {
 					continue
 				}
-				h.State = devices.CredentialRevoked
-				if err := s.Devices.Revoke(ctx, tx, now.Device, h.Kind, h.ID); err != nil && !fault.Is(err, fault.NotFound) {
+				if err := s.abandon(ctx, tx, &now, h); err != nil && !fault.Is(err, fault.NotFound) {
 					return err
 				}
 			}

@@ -102,6 +102,16 @@ func unquote(s string) string {
 	return s
 }
 
+// URI returns where a Security instance leads, "" if the client does not say.
+func (d Discovered) URI(instance uint16) string {
+	for _, f := range d.Found {
+		if !f.IsObject && f.Object == objectSecurity && f.Instance == instance {
+			return f.URI
+		}
+	}
+	return ""
+}
+
 // BootstrapAccount returns the Security instance that is the client's account
 // with its bootstrap server: the one without a short server id. If several have
 // none, the one whose URI is among ours. It is false if there is none.

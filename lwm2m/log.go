@@ -18,6 +18,7 @@ type Session struct {
 	ID         string                  `cbor:"id" json:"id"`
 	Org        string                  `cbor:"org" json:"organisation"`
 	Device     string                  `cbor:"device" json:"device"`
+	Client     string                  `cbor:"client,omitempty" json:"client"` // its client id
 	Credential identity.CredentialKind `cbor:"kind" json:"credential"`
 	Identity   string                  `cbor:"cred" json:"identity"` // the id of the credential
 	Endpoint   string                  `cbor:"ep" json:"endpoint"`
@@ -97,7 +98,22 @@ func (s *Service) begin(a identity.Actor, q Query, remote netip.AddrPort, pack b
 // end stores the record of a bootstrap that is over.
 func (s *Service) end(ctx context.Context, v *Session, o Outcome, detail string) {
 	v.Outcome, v.Detail, v.EndedAt = o, detail, s.Now().UTC()
-	err := s.DB.Update(ctx, func(tx store.Tx) error { return sessions.Insert(tx, v.ID, *v) })
+	err := s.DB.Update(ctx, func(tx store.Tx) error {
+		if err := sessions.Insert(tx, v.ID, *v); err != nil {
+			return err
+		}
+		what := BootstrapFailed
+		switch o {
+		case Success, Delivered:
+			what = BootstrapFinished
+		case Unauthorized:
+			if err := s.emit(ctx, tx, v.happened(AuthenticationFailed)); err != nil {
+				return err
+			}
+		default:
+		}
+		return s.emit(ctx, tx, v.happened(what))
+	})
 	if err != nil {
 		s.Log.ErrorContext(ctx, "bootstrap not recorded", "session", v.ID, "error", err)
 	}
@@ -169,4 +185,42 @@ func (s *Service) Session(ctx context.Context, sessionID string) (v Session, err
 		return err
 	})
 	return v, err
+}
+
+// Happened is something other systems may be told of.
+type Happened struct {
+	What    string // one of the constants below
+	Org     string
+	Device  string
+	Client  string // its client id
+	Session *Session
+}
+
+// What can happen.
+const (
+	ClientConnected         = "ClientConnected"
+	ClientDisconnected      = "ClientDisconnected"
+	ClientUpdated           = "ClientUpdated"
+	ClientConnectionExpired = "ClientConnectionExpired"
+	BootstrapStarted        = "BootstrapStarted"
+	BootstrapFinished       = "BootstrapFinished"
+	BootstrapFailed         = "BootstrapFailed"
+	AuthenticationFailed    = "AuthenticationFailed"
+)
+
+// happened is something that happened to the bootstrap.
+func (v *Session) happened(what string) Happened {
+	return Happened{What: what, Org: v.Org, Device: v.Device, Client: v.Client, Session: v}
+}
+
+// happened is something that happened to the registration.
+func (v *Registration) happened(what string) Happened {
+	return Happened{What: what, Org: v.Org, Device: v.Device, Client: v.Location}
+}
+
+func (s *Service) emit(ctx context.Context, tx store.Tx, h Happened) error {
+	if s.Emit == nil {
+		return nil
+	}
+	return s.Emit(ctx, tx, h)
 }

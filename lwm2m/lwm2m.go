@@ -46,6 +46,11 @@ type Service struct {
 	// Push hands a new credential to a server's webhook or file, and returns once
 	// that has it; nil refuses servers with such sinks.
 	Push func(ctx context.Context, p Pushed) error
+	// Probe asks a server whether it is well, as its Health says; nil where
+	// servers are not watched.
+	Probe func(ctx context.Context, v Server) error
+	// Emit tells other systems what happened, as part of tx; nil for nobody.
+	Emit func(ctx context.Context, tx store.Tx, h Happened) error
 	// URI is where devices reach this server's own CoAP listener, to tell its
 	// account from others; "" if that is not known.
 	URI func() string
@@ -56,16 +61,21 @@ type Service struct {
 	mu       sync.Mutex
 	ctx      context.Context //nolint:containedctx // the life of the service, which sessions outlive their request in
 	stopping bool
-	running  map[string]*run // by device
+	running  map[string]*run          // by device
+	packs    map[string]int           // that are being made, by device
+	failures map[string]int           // of checks in a row, by server
+	awaited  map[string]chan struct{} // by the ids of credentials; see Await
 	wait     sync.WaitGroup
 	tails    map[chan Event]string // of live tails, the organisation each is for
 }
 
 // Config is what an operator may choose.
 type Config struct {
+	UDP            string        `mapstructure:"udp"`             // a port for bootstrap alone; empty for none
 	StepTimeout    time.Duration `mapstructure:"step_timeout"`    // for one request to a device
 	SessionTimeout time.Duration `mapstructure:"session_timeout"` // for a whole bootstrap
 	KeepSessions   time.Duration `mapstructure:"keep_sessions"`   // how long the log is kept
+	HealthEvery    time.Duration `mapstructure:"health_every"`    // how often servers that are watched are asked; 0 for never
 	Regions        []RegionOfNet `mapstructure:"regions"`
 	DefaultRegion  string        `mapstructure:"default_region"`
 }
@@ -80,7 +90,7 @@ type RegionOfNet struct {
 
 // DefaultConfig is what holds where nothing else is said.
 func DefaultConfig() Config {
-	return Config{StepTimeout: 30 * time.Second, SessionTimeout: 2 * time.Minute, KeepSessions: 30 * 24 * time.Hour, Regions: []RegionOfNet{}}
+	return Config{StepTimeout: 30 * time.Second, SessionTimeout: 2 * time.Minute, KeepSessions: 30 * 24 * time.Hour, HealthEvery: 30 * time.Second, Regions: []RegionOfNet{}}
 }
 
 // Validate reports what is wrong with c.
@@ -94,6 +104,9 @@ func (c Config) Validate() error {
 	}
 	if c.KeepSessions < 0 {
 		bad = append(bad, fmt.Errorf("keep_sessions: %v is negative", c.KeepSessions))
+	}
+	if c.HealthEvery != 0 && c.HealthEvery < time.Second {
+		bad = append(bad, fmt.Errorf("health_every: %v is shorter than 1s; 0 is never", c.HealthEvery))
 	}
 	for _, r := range c.Regions {
 		if _, err := netip.ParsePrefix(r.Network); r.Network != "" && err != nil || r.Region == "" || (r.Network == "") == (r.Prefix == "") {
@@ -127,6 +140,7 @@ type Pushed struct {
 func (s *Service) Start() {
 	s.attempts.Burst, s.attempts.Refill, s.attempts.Now = 60, time.Second, s.Now
 	s.running = map[string]*run{}
+	s.packs, s.failures, s.awaited = map[string]int{}, map[string]int{}, map[string]chan struct{}{}
 	s.tails = map[chan Event]string{}
 	s.ctx = context.Background()
 	if s.Log == nil {
@@ -144,6 +158,9 @@ func (s *Service) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.ctx = ctx
 	s.mu.Unlock()
+	if err := s.sweepPending(ctx); err != nil && ctx.Err() == nil { // of a run that was cut off
+		s.Log.ErrorContext(ctx, "pending credentials not looked through", "error", err)
+	}
 	<-ctx.Done()
 	s.mu.Lock()
 	s.stopping = true

@@ -30,6 +30,24 @@ type plan struct {
 	subject  Subject
 	decision Decision
 	accounts []planned
+	rotates  bool     // the bootstrap account gets a new key
+	account  *planned // which is this; nil before it is made
+
+	settled chan struct{} // closed once it is known whether the credentials are good
+}
+
+// made returns the ids of the credentials the plan made.
+func (p *plan) made() []string {
+	var ids []string
+	for _, account := range p.accounts {
+		if account.handed != nil {
+			ids = append(ids, account.handed.ID)
+		}
+	}
+	if p.account != nil && p.account.handed != nil {
+		ids = append(ids, p.account.handed.ID)
+	}
+	return ids
 }
 
 // planned is the account of one server.
@@ -131,10 +149,18 @@ func (s *Service) prepare(ctx context.Context, p *plan, v *Session) error {
 				return err
 			}
 		}
+		if p.rotates {
+			if err := s.accountIn(ctx, tx, p, &a, v); err != nil {
+				return err
+			}
+		}
 		for i := range p.accounts {
 			if err := s.credentialIn(ctx, tx, p, &p.accounts[i], &a, v); err != nil {
 				return err
 			}
+		}
+		if err := s.emit(ctx, tx, v.happened(BootstrapStarted)); err != nil {
+			return err
 		}
 		return assignments.Set(tx, a.Device, a)
 	})
@@ -164,6 +190,9 @@ func (e *pushError) Unwrap() error { return e.err }
 func (s *Service) credentialIn(ctx context.Context, tx store.Tx, p *plan, account *planned, a *Assignment, v *Session) error {
 	var err error
 	switch {
+	case p.decision.Policy.Mode == ModeReuse && account.mode == kindPSK && p.account != nil:
+		account.identity, account.secret = p.account.identity, slices.Clone(p.account.secret)
+		return nil
 	case p.decision.Policy.Mode == ModeReuse && account.mode == kindPSK:
 		account.identity = []byte(v.Identity)
 		account.secret, err = s.PSK.SecretIn(tx, psk.Identity(v.Identity))
@@ -171,6 +200,11 @@ func (s *Service) credentialIn(ctx context.Context, tx store.Tx, p *plan, accoun
 	case p.decision.Policy.Mode != ModePSK:
 		return nil
 	}
+	return s.newKeyIn(ctx, tx, p, account, a, v)
+}
+
+// newKeyIn gives an account a new pending key.
+func (s *Service) newKeyIn(ctx context.Context, tx store.Tx, p *plan, account *planned, a *Assignment, v *Session) error {
 	a.Serial++
 	name := psk.Identity(fmt.Sprintf("%s.%d", p.subject.ClientID, a.Serial))
 	k, secret, err := s.PSK.CreateIn(ctx, tx, psk.New{Identity: name, Device: p.device.ID, State: devices.CredentialPending})
@@ -181,6 +215,28 @@ func (s *Service) credentialIn(ctx context.Context, tx store.Tx, p *plan, accoun
 	account.handed = &Handed{Server: account.server.ID, Kind: identity.PSK, ID: string(k.Identity), State: devices.CredentialPending, Session: v.ID}
 	a.Handed = append(a.Handed, *account.handed)
 	return nil
+}
+
+// accountIn makes the key that is to take the place of the one the device
+// bootstraps with.
+func (s *Service) accountIn(ctx context.Context, tx store.Tx, p *plan, a *Assignment, v *Session) error {
+	p.account = &planned{mode: kindPSK}
+	if err := s.newKeyIn(ctx, tx, p, p.account, a, v); err != nil {
+		return err
+	}
+	a.Handed[len(a.Handed)-1].Replaces = v.Identity
+	return nil
+}
+
+// setWritten notes, before the bootstrap account is written, that the device may
+// have its new key from now on; or, if it refused it, that it has not.
+func (s *Service) setWritten(ctx context.Context, p *plan, written bool) error {
+	return s.settle(ctx, p, func(_ store.Tx, _ *Assignment, h *Handed) error {
+		if h.ofBootstrap() {
+			h.Written = written
+		}
+		return nil
+	})
 }
 
 // issueFor makes the certificate of an account that gets one.
@@ -235,18 +291,22 @@ func (p *plan) wipe() {
 	for i := range p.accounts {
 		p.accounts[i].secret.Wipe()
 	}
+	if p.account != nil {
+		p.account.secret.Wipe()
+	}
 }
 
 // activate makes the credentials of a plan good, and those they replace retire.
 // Without confirmed, as after a pack, the ones before stay as they are until the
-// new ones are used.
+// new ones are used. What a bootstrap account had does so always: it is how a
+// device comes back that has lost everything else.
 func (s *Service) activate(ctx context.Context, p *plan, confirmed bool) error {
 	return s.settle(ctx, p, func(tx store.Tx, a *Assignment, h *Handed) error {
 		h.State = devices.CredentialActive
 		if err := s.move(ctx, tx, a.Device, h, time.Time{}); err != nil {
 			return err
 		}
-		if !confirmed {
+		if !confirmed || h.ofBootstrap() {
 			return s.thin(ctx, tx, a, h)
 		}
 		until := s.Now().UTC().Add(time.Duration(p.decision.Policy.GraceHours) * time.Hour)
@@ -314,20 +374,27 @@ func (s *Service) move(ctx context.Context, tx store.Tx, device string, h *Hande
 
 // discard ends the pending credentials of a plan.
 func (s *Service) discard(ctx context.Context, p *plan) error {
-	return s.settle(ctx, p, func(tx store.Tx, a *Assignment, h *Handed) error {
-		h.State = devices.CredentialRevoked
-		return s.Devices.Revoke(ctx, tx, a.Device, h.Kind, h.ID)
-	})
+	return s.settle(ctx, p, func(tx store.Tx, a *Assignment, h *Handed) error { return s.abandon(ctx, tx, a, h) })
+}
+
+// abandon ends a pending credential whose bootstrap came to nothing. One that may
+// be in the device's bootstrap account by now is good beside the one before: the
+// device comes back with either.
+func (s *Service) abandon(ctx context.Context, tx store.Tx, a *Assignment, h *Handed) error {
+	if h.ofBootstrap() && h.Written {
+		h.State = devices.CredentialActive
+		if err := s.move(ctx, tx, a.Device, h, time.Time{}); err != nil {
+			return err
+		}
+		return s.thin(ctx, tx, a, h)
+	}
+	h.State = devices.CredentialRevoked
+	return s.Devices.Revoke(ctx, tx, a.Device, h.Kind, h.ID)
 }
 
 // settle applies fn to each credential the plan made, in one transaction.
 func (s *Service) settle(ctx context.Context, p *plan, fn func(store.Tx, *Assignment, *Handed) error) error {
-	var made []string
-	for _, account := range p.accounts {
-		if account.handed != nil {
-			made = append(made, account.handed.ID)
-		}
-	}
+	made := p.made()
 	if len(made) == 0 {
 		return nil
 	}
@@ -396,6 +463,9 @@ func (s *Service) used(ctx context.Context, a identity.Actor) error {
 			}
 			if h.ID == a.Credential.ID {
 				h.Used = true
+				if err := s.replaced(ctx, tx, &v, h); err != nil {
+					return err
+				}
 				continue
 			}
 			h.State = devices.CredentialRevoked
@@ -408,26 +478,60 @@ func (s *Service) used(ctx context.Context, a identity.Actor) error {
 	})
 }
 
+// replaced ends the key that the bootstrap account had before h, unless that is
+// one of a server, which has a hand-over of its own.
+func (s *Service) replaced(ctx context.Context, tx store.Tx, a *Assignment, h *Handed) error {
+	before := h.Replaces
+	h.Replaces, h.Written = "", false
+	if before == "" || slices.ContainsFunc(a.Handed, func(o Handed) bool { return o.ID == before && !o.ofBootstrap() }) {
+		return nil
+	}
+	return s.Devices.Revoke(ctx, tx, a.Device, h.Kind, before)
+}
+
 // instances returns what a plan writes: a Security and a Server instance for
-// each account, under ids that are free.
-func (p *plan) instances(free func(object uint16) uint16, newer bool) []Instance {
+// each account, then who may do what, under ids that are free.
+func (p *plan) instances(free func(object uint16) uint16, minor int) []Instance {
 	var security, server []Instance
 	for _, a := range p.accounts {
-		security = append(security, Instance{Object: objectSecurity, ID: free(objectSecurity), Resources: a.security(newer)})
-		server = append(server, Instance{Object: objectServer, ID: free(objectServer), Resources: a.account(p.decision.Policy, newer)})
+		security = append(security, Instance{Object: objectSecurity, ID: free(objectSecurity), Resources: a.security(minor)})
+		server = append(server, Instance{Object: objectServer, ID: free(objectServer), Resources: a.account(p.decision.Policy, minor)})
 	}
-	return append(security, server...)
+	return append(append(security, server...), p.access(free)...)
+}
+
+// access is an Access Control instance for each entry of the policy, with the
+// servers the device has.
+func (p *plan) access(free func(object uint16) uint16) []Instance {
+	const bootstrapServer = 0xffff // as an owner: nobody but the bootstrap server
+	var list []Instance
+	for _, a := range p.decision.Policy.Access {
+		owner, rights := int64(bootstrapServer), Resource{ID: 2, Values: []Element{}}
+		if n, ok := a.Rights[defaultRights]; ok {
+			rights.Values = append(rights.Values, Element{0, n})
+		}
+		for _, account := range p.accounts {
+			if account.server.ID == a.Owner {
+				owner = int64(account.server.ShortID)
+			}
+			if n, ok := a.Rights[account.server.ID]; ok {
+				rights.Values = append(rights.Values, Element{account.server.ShortID, n})
+			}
+		}
+		slices.SortFunc(rights.Values, func(a, b Element) int { return int(a.ID) - int(b.ID) })
+		list = append(list, Instance{Object: objectACL, ID: free(objectACL), Resources: []Resource{
+			{ID: 0, Value: int64(a.Object)}, {ID: 1, Value: int64(a.Instance)}, rights, {ID: 3, Value: owner},
+		}})
+	}
+	return list
 }
 
 // security is the Security instance of an account. Clients older than 1.1 know
 // no resources beyond 12.
-func (a *planned) security(newer bool) []Resource {
+func (a *planned) security(minor int) []Resource {
 	r := []Resource{{ID: 0, Value: a.server.URL}, {ID: 1, Value: false}}
 	add := func(id uint16, v Value) { r = append(r, Resource{ID: id, Value: v}) }
-	serverKey := a.server.Certificate
-	if len(serverKey) == 0 {
-		serverKey = a.server.TrustAnchor
-	}
+	serverKey := a.server.known()
 	switch a.mode {
 	case kindPSK:
 		add(2, int64(securityPSK))
@@ -449,14 +553,19 @@ func (a *planned) security(newer bool) []Resource {
 		}
 	}
 	add(10, int64(a.server.ShortID))
-	if !newer {
-		return r
+	more, _ := typedResources(objectSecurity, a.server.Security, settableSecurity) // checked when they were set
+	if minor == 0 {
+		return override(r, more, minor)
 	}
 	if a.server.SNI != "" {
 		add(14, a.server.SNI)
 	}
-	if a.server.CertificateUsage != nil && a.mode != kindPSK {
+	switch {
+	case a.mode == kindPSK:
+	case a.server.CertificateUsage != nil:
 		add(15, *a.server.CertificateUsage)
+	case len(a.server.Certificate) == 0 && len(a.server.TrustAnchor) > 0:
+		add(15, int64(usageTrustAnchor)) // by itself a client takes the certificate for the server's own
 	}
 	if len(a.server.CipherSuites) > 0 {
 		suites := Resource{ID: 16}
@@ -465,11 +574,14 @@ func (a *planned) security(newer bool) []Resource {
 		}
 		r = append(r, suites)
 	}
-	return r
+	return override(r, more, minor)
 }
 
+// usageTrustAnchor is the value of /0/x/15 for the certificate of a CA.
+const usageTrustAnchor = 2
+
 // account is the Server instance of an account.
-func (a *planned) account(p Policy, newer bool) []Resource {
+func (a *planned) account(p Policy, minor int) []Resource {
 	v := a.server
 	lifetime, binding := v.Lifetime, v.Binding
 	if p.Lifetime != nil {
@@ -486,10 +598,19 @@ func (a *planned) account(p Policy, newer bool) []Resource {
 		r = append(r, Resource{ID: 3, Value: v.MaxPeriod})
 	}
 	r = append(r, Resource{ID: 6, Value: v.StoreNotifications}, Resource{ID: 7, Value: binding})
-	if newer && p.Retry {
+	if minor > 0 && p.Retry {
 		r = append(r, Resource{ID: 16, Value: true})
 	}
-	return r
+	more, _ := typedResources(objectServer, p.Resources, settableServer) // as above
+	return override(r, more, minor)
+}
+
+// bootstrapAccount is the Security instance that a device bootstraps with, with
+// its new key.
+func (p *plan) bootstrapAccount(at uint16, uri string) Instance {
+	return Instance{Object: objectSecurity, ID: at, Resources: []Resource{
+		{ID: 0, Value: uri}, {ID: 1, Value: true}, {ID: 2, Value: int64(securityPSK)}, {ID: 3, Value: p.account.identity}, {ID: 5, Value: []byte(p.account.secret)},
+	}}
 }
 
 // observe ends what rests on a device that is no more.
@@ -500,10 +621,14 @@ func (s *Service) observe(ctx context.Context, tx store.Tx, c devices.Change) er
 	if _, err := assignments.Delete(tx, c.Device.ID); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	if _, err := registrations.Delete(tx, c.Device.ID); err != nil && !fault.Is(err, fault.NotFound) {
+	v, err := registrations.Delete(tx, c.Device.ID)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return nil
+	return s.emit(ctx, tx, v.happened(ClientDisconnected))
 }
 
 // isTLV reports whether f is one of the two TLVs.

@@ -2,6 +2,7 @@ package lwm2m
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -38,8 +39,35 @@ type Policy struct {
 	Binding      string       `cbor:"binding,omitempty" json:"binding"`       // in place of the server's
 	Retry        bool         `cbor:"retry,omitempty" json:"bootstrap_again"` // a device that cannot register bootstraps again (/1/x/16)
 
+	// Account says what becomes of the account a device bootstraps with.
+	Account BootstrapAccount `cbor:"account,omitempty" json:"bootstrap_account"`
+	// Resources is more of the Server instances, by the ids of resources.
+	Resources map[string]string `cbor:"resources,omitempty" json:"server_resources"`
+	Access    []Access          `cbor:"access,omitempty" json:"access"`
+
 	CreatedAt time.Time `cbor:"created" json:"created_at"`
 }
+
+// BootstrapAccount is what becomes of the account a device bootstraps with.
+type BootstrapAccount string
+
+// What becomes of it.
+const (
+	KeepAccount   BootstrapAccount = "keep"
+	RotateAccount BootstrapAccount = "rotate" // a new key is written to it
+)
+
+// Access is an instance of the Access Control object: what the servers a device
+// is given may do with one of its instances.
+type Access struct {
+	Object   uint16           `cbor:"object" json:"object"`
+	Instance uint16           `cbor:"instance" json:"instance"` // 65535 for who may create instances
+	Owner    string           `cbor:"owner,omitempty" json:"owner"`
+	Rights   map[string]int64 `cbor:"rights" json:"rights"` // by the ids of servers, and "default"; R 1, W 2, E 4, D 8, C 16
+}
+
+// defaultRights is who all the other servers are.
+const defaultRights = "default"
 
 // Match says which devices a policy is for: those that fit all that is given.
 type Match struct {
@@ -76,7 +104,7 @@ const (
 
 // defaultPolicy is what counts where no policy matches.
 var defaultPolicy = Policy{
-	ID: "default", Name: "default", Mode: ModeReuse, GraceHours: 24, Deletes: []string{"/0", "/1"},
+	ID: "default", Name: "default", Mode: ModeReuse, GraceHours: 24, Deletes: []string{"/0", "/1"}, Account: KeepAccount,
 	Select: Select{Strategy: StickyWeighted, Count: 1},
 }
 
@@ -103,8 +131,14 @@ func (p *Policy) Defaults() {
 	if p.GraceHours == 0 {
 		p.GraceHours = 24
 	}
+	if p.Account == "" {
+		p.Account = KeepAccount
+	}
 	if p.Deletes == nil {
 		p.Deletes = []string{"/0", "/1"}
+		if len(p.Access) > 0 {
+			p.Deletes = append(p.Deletes, "/2")
+		}
 	}
 }
 
@@ -155,10 +189,42 @@ func (p *Policy) check() error {
 	if p.Binding != "" && !bindings.MatchString(p.Binding) {
 		note("binding", "letters of U, T, S, N, Q, M and H")
 	}
+	if p.Account != KeepAccount && p.Account != RotateAccount {
+		note("bootstrap_account", "must be keep or rotate")
+	}
+	if p.Account == RotateAccount && p.SkipDiscover {
+		note("bootstrap_account", "cannot be rotated without asking the device where it is; leave skip_discover out")
+	}
+	if _, err := typedResources(objectServer, p.Resources, settableServer); err != nil {
+		note("server_resources", err.Error())
+	}
+	if len(p.Access) > 64 {
+		note("access", "at most 64 entries")
+	}
+	for _, a := range p.Access {
+		if err := a.check(); err != nil {
+			note("access", err.Error())
+		}
+	}
 	if p.Lifetime != nil && *p.Lifetime < 0 {
 		note("lifetime", "must not be negative")
 	}
 	return fault.InvalidFields(bad...)
+}
+
+func (a Access) check() error {
+	if len(a.Rights) == 0 || len(a.Rights) > 16 {
+		return errors.New("an entry has the rights of 1 to 16 servers")
+	}
+	for server, rights := range a.Rights {
+		if server != defaultRights && !serverID.MatchString(server) {
+			return fmt.Errorf("%q is no server's id", server)
+		}
+		if rights < 0 || rights > 31 {
+			return errors.New("rights are the sum of R 1, W 2, E 4, D 8 and C 16")
+		}
+	}
+	return nil
 }
 
 // AddPolicy adds a policy for the actor's organisation, or, with an empty Org,

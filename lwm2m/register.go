@@ -76,6 +76,9 @@ func (s *Service) register(ctx context.Context, r *coap.Request) (coap.Response,
 		if err := registrations.Set(tx, d.ID, v); err != nil {
 			return err
 		}
+		if err := s.emit(ctx, tx, v.happened(ClientConnected)); err != nil {
+			return err
+		}
 		return s.Audit.Append(ctx, tx, audit.Entry{Action: "lwm2m.register", Target: v.Location, Device: d.ID, Org: d.Org, Detail: map[string]string{"endpoint": v.Endpoint}})
 	})
 	if err != nil {
@@ -128,7 +131,10 @@ func (s *Service) update(ctx context.Context, r *coap.Request) (coap.Response, e
 			v.Objects = string(r.Body)
 		}
 		v.ExpiresAt = v.UpdatedAt.Add(time.Duration(v.Lifetime) * time.Second)
-		return registrations.Set(tx, v.Device, v)
+		if err := registrations.Set(tx, v.Device, v); err != nil {
+			return err
+		}
+		return s.emit(ctx, tx, v.happened(ClientUpdated))
 	})
 	return coap.Response{Code: coap.Changed}, err
 }
@@ -141,6 +147,9 @@ func (s *Service) deregister(ctx context.Context, r *coap.Request) (coap.Respons
 			return err
 		}
 		if _, err = registrations.Delete(tx, v.Device); err != nil {
+			return err
+		}
+		if err := s.emit(ctx, tx, v.happened(ClientDisconnected)); err != nil {
 			return err
 		}
 		return s.Audit.Append(ctx, tx, audit.Entry{Action: "lwm2m.deregister", Target: v.Location, Device: v.Device, Org: v.Org})
@@ -166,22 +175,40 @@ func (s *Service) Clients(ctx context.Context, start, size int) (list []Registra
 // Client returns the registration of the client with an id, which is of the
 // actor's organisation, or a NotFound fault.
 func (s *Service) Client(ctx context.Context, clientID string) (v Registration, err error) {
-	guid, ok := psk.Identity(clientID).GUID()
-	if !ok {
-		return v, fault.New(fault.NotFound, "no such client")
-	}
 	return v, s.DB.View(ctx, func(tx store.Tx) error {
-		org := identity.OrgOf(ctx)
-		d, err := s.Devices.FindIn(ctx, tx, org, clientID)
-		if fault.Is(err, fault.NotFound) {
-			d, err = s.Devices.FindIn(ctx, tx, org, guid)
-		}
+		d, err := s.clientIn(ctx, tx, clientID)
 		if err != nil {
 			return err
 		}
 		v, err = s.registration(tx, d)
 		return err
 	})
+}
+
+// Known returns a NotFound fault unless a device of the actor's organisation has
+// this client id, registered or not.
+func (s *Service) Known(ctx context.Context, clientID string) error {
+	return s.DB.View(ctx, func(tx store.Tx) error {
+		_, err := s.clientIn(ctx, tx, clientID)
+		return err
+	})
+}
+
+// clientIn finds the device with a client id.
+func (s *Service) clientIn(ctx context.Context, tx store.Tx, clientID string) (devices.Device, error) {
+	guid, ok := psk.Identity(clientID).GUID()
+	if !ok {
+		return devices.Device{}, fault.New(fault.NotFound, "no such client")
+	}
+	org := identity.OrgOf(ctx)
+	d, err := s.Devices.FindIn(ctx, tx, org, clientID)
+	if fault.Is(err, fault.NotFound) {
+		d, err = s.Devices.FindIn(ctx, tx, org, guid)
+	}
+	if fault.Is(err, fault.NotFound) {
+		err = fault.New(fault.NotFound, "no such client")
+	}
+	return d, err
 }
 
 // Registration returns the registration of a device of the actor's organisation,
@@ -216,6 +243,9 @@ func (s *Service) Ban(ctx context.Context, clientID string) error {
 		if _, err := registrations.Delete(tx, v.Device); err != nil {
 			return err
 		}
+		if err := s.emit(ctx, tx, v.happened(ClientDisconnected)); err != nil {
+			return err
+		}
 		_, err := s.Devices.SuspendIn(ctx, tx, v.Device)
 		return err
 	})
@@ -241,6 +271,9 @@ func (s *Service) sweepRegistrations(ctx context.Context, now time.Time) error {
 				continue // gone, or renewed meanwhile
 			}
 			if _, err := registrations.Delete(tx, device); err != nil {
+				return err
+			}
+			if err := s.emit(ctx, tx, v.happened(ClientConnectionExpired)); err != nil {
 				return err
 			}
 		}

@@ -31,7 +31,7 @@ type Server struct {
 	Weight        int               `cbor:"weight"`         // 0 to 1000: its share; 0 takes no new devices
 	Capacity      int               `cbor:"capacity,omitempty"`
 	State         ServerState       `cbor:"state"`
-	Unhealthy     bool              `cbor:"unhealthy,omitempty"` // as whoever watches it says
+	Unhealthy     bool              `cbor:"unhealthy,omitempty"` // as whoever watches it says, or Health found
 
 	ShortID            uint16   `cbor:"ssid"` // 1 to 65534, unique
 	Lifetime           int64    `cbor:"lifetime"`
@@ -46,6 +46,9 @@ type Server struct {
 	SNI                string   `cbor:"sni,omitempty"`
 	CipherSuites       []uint16 `cbor:"suites,omitempty"`
 	Sink               Sink     `cbor:"sink"`
+	Health             Health   `cbor:"health,omitzero"`
+	// Security is more of its Security instance, by the ids of resources.
+	Security map[string]string `cbor:"security,omitempty"`
 
 	CreatedAt time.Time `cbor:"created"`
 	UpdatedAt time.Time `cbor:"updated"`
@@ -168,6 +171,12 @@ func (v *Server) check() error {
 			note("sni", "devices cannot match a certificate with an address; set sni, or a host name in url")
 		}
 	}
+	if err := v.Health.check(); err != nil {
+		note("health", "%v", err)
+	}
+	if _, err := typedResources(objectSecurity, v.Security, settableSecurity); err != nil {
+		note("security_resources", "%v", err)
+	}
 	switch v.Sink.Kind {
 	case SinkShared:
 	case SinkWebhook:
@@ -188,6 +197,14 @@ var bindings = regexp.MustCompile(`^[UTSNQMH]{1,6}$`)
 
 // takes reports whether devices may prove themselves to v by kind.
 func (v *Server) takes(kind Mode) bool { return len(v.Modes) == 0 || slices.Contains(v.Modes, kind) }
+
+// known is what devices know v by: its certificate, or that of its CA.
+func (v *Server) known() []byte {
+	if len(v.Certificate) > 0 {
+		return v.Certificate
+	}
+	return v.TrustAnchor
+}
 
 // takesOrg reports whether v is for devices of org.
 func (v *Server) takesOrg(org string) bool {
@@ -239,6 +256,7 @@ func (s *Service) SetServer(ctx context.Context, v Server, secret seal.Secret) (
 			if v.CreatedAt, v.UpdatedAt = old.CreatedAt, s.Now().UTC(); v.Sink.Secret == nil {
 				v.Sink.Secret = old.Sink.Secret
 			}
+			v.keepHealth(*old)
 			*old = v
 			return nil
 		})

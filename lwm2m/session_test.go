@@ -538,6 +538,46 @@ func TestRotationInTwoPhases(t *testing.T) {
 	})
 }
 
+// A device goes to its server the moment it has answered Finish, which is before
+// that answer was written down: its new key was unknown then, and the handshake
+// lost.
+func TestAHandshakeWaitsForTheBootstrapToBeSettled(t *testing.T) {
+	b := newBench(t)
+	b.policy(t, "acme", lwm2m.Policy{Mode: lwm2m.ModePSK})
+	const key = "PwjWTw_TyUaVEEGHgtnzJA.1"
+	if b.Await(t.Context(), key) {
+		t.Error("a key that nobody was given is waited for")
+	}
+	d := newDevice()
+	waited := make(chan error, 1)
+	d.answer = func(c coap.Call) (coap.Reply, error, bool) {
+		if c.Path == "/bs" {
+			if _, err := b.PSK.Secret(t.Context(), key); !fault.Is(err, fault.NotFound) {
+				t.Errorf("before Finish was answered: %v, want the key not good", err)
+			}
+			began := make(chan struct{})
+			go func() {
+				close(began)
+				b.Await(t.Context(), key)
+				_, err := b.PSK.Secret(t.Context(), key)
+				waited <- err
+			}()
+			<-began
+		}
+		return coap.Reply{}, nil, false
+	}
+	if _, err := b.request(t, d, coap.POST, "/bs", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waited; err != nil {
+		t.Errorf("after the wait: %v, want the key", err)
+	}
+	b.ended(t, 1)
+	if b.Await(t.Context(), key) {
+		t.Error("a key of a bootstrap that is over is waited for")
+	}
+}
+
 func TestPackIsConfirmedByItsFirstUse(t *testing.T) {
 	b := newBench(t)
 	b.policy(t, "acme", lwm2m.Policy{Mode: lwm2m.ModePSK})

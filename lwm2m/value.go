@@ -100,7 +100,7 @@ var types = map[uint16]map[uint16]Type{
 		20: Integer, 21: Boolean, 22: String, 23: Boolean, 24: ObjectLink, 25: String, 26: Integer, 27: Integer,
 	},
 	objectACL:    {0: Integer, 1: Integer, 2: Integer, 3: Integer},
-	objectOSCORE: {0: String, 1: String, 2: String, 3: Integer, 4: Integer, 5: String, 6: String},
+	objectOSCORE: {0: Opaque, 1: Opaque, 2: Opaque, 3: Integer, 4: Integer, 5: Opaque, 6: Opaque},
 }
 
 // TypeOf returns the type of a resource.

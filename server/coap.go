@@ -6,7 +6,9 @@ import (
 
 	"keystead/coap"
 	"keystead/coapgw"
+	"keystead/fault"
 	"keystead/identity"
+	"keystead/pki"
 	"keystead/psk"
 	"keystead/seal"
 )
@@ -21,10 +23,9 @@ func (s *Server) buildCoAP(ctx context.Context) error {
 	s.CoAP = &coapgw.Gateway{
 		Config:   s.Config.CoAP.Config,
 		Routes:   s.coapRoutes(),
-		Resolver: func(ctx context.Context, p identity.Proof) (identity.Actor, error) { return s.Resolver.Resolve(ctx, p) },
-		Secret: func(ctx context.Context, id string) (seal.Secret, identity.Actor, error) {
-			return s.PSK.Open(ctx, psk.Identity(id))
-		},
+		Side:     coapgw.Side{UDP: s.Config.LwM2M.UDP, Routes: append(s.LwM2M.BootstrapRoutes(), s.EST.CoAPRoutes()...)},
+		Resolver: s.resolveCoAP,
+		Secret:   s.pskSecret,
 		DecoyKey: decoy,
 		Certificate: func(name string) (*tls.Certificate, error) {
 			return s.tls.get(&tls.ClientHelloInfo{ServerName: name})
@@ -36,6 +37,26 @@ func (s *Server) buildCoAP(ctx context.Context) error {
 	s.Devices.Listen(s.CoAP.Changed)
 	s.tasks = append(s.tasks, task{"coap", s.CoAP.Run})
 	return s.buildOCF(ctx)
+}
+
+// pskSecret is the key of an identity, and whom it proves. A device that was just given one in its
+// bootstrap may come with it before that was written down: it is waited for.
+func (s *Server) pskSecret(ctx context.Context, name string) (seal.Secret, identity.Actor, error) {
+	secret, a, err := s.PSK.Open(ctx, psk.Identity(name))
+	if fault.Is(err, fault.NotFound) && s.LwM2M.Await(ctx, name) {
+		return s.PSK.Open(ctx, psk.Identity(name))
+	}
+	return secret, a, err
+}
+
+// resolveCoAP says who a proof of a session belongs to. A certificate is waited for
+// as a key is.
+func (s *Server) resolveCoAP(ctx context.Context, p identity.Proof) (identity.Actor, error) {
+	a, err := s.Resolver.Resolve(ctx, p)
+	if fault.Is(err, fault.Unauthenticated) && len(p.Chain) > 0 && s.LwM2M.Await(ctx, string(pki.SerialOf(p.Chain[0].SerialNumber))) {
+		return s.Resolver.Resolve(ctx, p)
+	}
+	return a, err
 }
 
 // coapRoutes is the surface of the gateway besides its own resources, a table per room.

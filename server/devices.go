@@ -10,6 +10,7 @@ import (
 	"keystead/devices"
 	"keystead/fault"
 	"keystead/identity"
+	"keystead/lwm2m"
 )
 
 func (s *Server) deviceRoutes() []route {
@@ -38,6 +39,7 @@ type deviceView struct {
 	Comment      string                 `json:"comment"`
 	Profile      string                 `json:"profile,omitempty"`
 	Credentials  []deviceCredentialView `json:"credentials"`
+	Registration *lwm2m.Registration    `json:"registration,omitempty"` // over LwM2M, of one device that is shown
 	CreatedAt    time.Time              `json:"created_at"`
 	UpdatedAt    time.Time              `json:"updated_at"`
 }
@@ -127,11 +129,20 @@ func (s *Server) deviceID(c echo.Context) (string, error) {
 }
 
 func (s *Server) showDevice(c echo.Context) error {
-	d, err := s.Devices.Find(c.Request().Context(), c.Param("id"))
+	ctx := c.Request().Context()
+	d, err := s.Devices.Find(ctx, c.Param("id"))
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, viewDevice(d))
+	v := viewDevice(d)
+	r, err := s.LwM2M.Registration(ctx, d.ID)
+	switch {
+	case err == nil:
+		v.Registration = &r
+	case !fault.Is(err, fault.NotFound):
+		return err
+	}
+	return c.JSON(http.StatusOK, v)
 }
 
 type deviceEdit struct {

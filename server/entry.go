@@ -21,7 +21,6 @@ func (s *Server) entryRoutes() []route {
 		{method: http.MethodGet, path: "/configuration/bootstrap", need: identity.BootstrapRead, handle: s.bootstrapURL, wire: creatorProblem},
 		{method: http.MethodGet, path: "/versions", need: identity.Public, handle: s.versions, wire: creatorProblem},
 		{method: http.MethodGet, path: "/objecttypes/definitions", need: identity.DevicesRead, handle: emptyList("ObjectDefinitions"), wire: creatorProblem},
-		{method: http.MethodGet, path: "/subscriptions", need: identity.DevicesRead, handle: emptyList("Subscriptions"), wire: creatorProblem},
 		{method: http.MethodGet, path: "/metrics", need: identity.DevicesRead, handle: emptyList("Metrics"), wire: creatorProblem},
 	}
 }
@@ -65,9 +64,9 @@ func (s *Server) configuration(c echo.Context) error {
 // bootstrapURL says where devices bootstrap: at the gateway, under the name the
 // client called this server by.
 func (s *Server) bootstrapURL(c echo.Context) error {
-	_, port, err := net.SplitHostPort(s.Addresses()["coap_udp"])
+	port, err := s.bootstrapPort()
 	if err != nil {
-		return fault.New(fault.NotFound, "no bootstrap server runs here; switch on coap.udp")
+		return fault.New(fault.NotFound, "no bootstrap server runs here; switch on coap.udp or lwm2m.udp")
 	}
 	host := c.Request().Host
 	if name, _, err := net.SplitHostPort(host); err == nil {
@@ -101,7 +100,7 @@ func (s *Server) versions(c echo.Context) error {
 // of devices, which this server holds none of: clients that follow the links of
 // the entry point find them, with nothing in them.
 func emptyList(root string) echo.HandlerFunc {
-	media := map[string]string{"ObjectDefinitions": "objectdefinitions", "Subscriptions": "subscriptions", "Metrics": "metrics"}[root]
+	media := map[string]string{"ObjectDefinitions": "objectdefinitions", "Metrics": "metrics"}[root]
 	return func(c echo.Context) error {
 		r, err := rangeOf(c)
 		if err != nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -32,18 +33,30 @@ import (
 // buildLwM2M opens the bootstrap server.
 func (s *Server) buildLwM2M(context.Context) error {
 	s.LwM2M = &lwm2m.Service{
-		DB: s.DB, Devices: s.Devices, PSK: s.PSK, Audit: s.Audit, Box: s.keys.Box("lwm2m"), Log: s.Log, Now: s.Now, Config: s.Config.LwM2M,
-		Issue: s.issueForBootstrap, Push: s.pushCredential, URI: s.bootstrapURI,
+		DB: s.DB, Devices: s.Devices, PSK: s.PSK, Audit: s.Audit, Box: s.keys.Box("lwm2m"), Log: s.Log, Now: s.Now, Config: s.Config.LwM2M.Config,
+		Issue: s.issueForBootstrap, Push: s.pushCredential, Probe: s.probeLwM2M, Emit: s.emitLwM2M, URI: s.bootstrapURI,
 	}
 	s.LwM2M.Start()
+	s.Devices.Observe(s.emitIdentity)
 	s.tasks = append(s.tasks, task{"lwm2m", s.LwM2M.Run})
 	s.every("lwm2m", time.Minute, s.LwM2M.Sweep)
+	if every := s.Config.LwM2M.HealthEvery; every > 0 {
+		s.every("lwm2m health", every, s.LwM2M.CheckHealth)
+	}
 	return nil
 }
 
-// bootstrapURI is where devices reach the gateway, as far as the configuration says.
+// bootstrapPort is the port devices bootstrap at: the one of its own, if there
+// is one, else the gateway's.
+func (s *Server) bootstrapPort() (string, error) {
+	at := s.Addresses()
+	_, port, err := net.SplitHostPort(cmp.Or(at["lwm2m_udp"], at["coap_udp"]))
+	return port, err
+}
+
+// bootstrapURI is where devices bootstrap, as far as the configuration says.
 func (s *Server) bootstrapURI() string {
-	_, port, err := net.SplitHostPort(s.Addresses()["coap_udp"])
+	port, err := s.bootstrapPort()
 	u, err2 := url.Parse(s.Config.PublicURL)
 	if err != nil || err2 != nil || u.Hostname() == "" {
 		return ""
@@ -96,7 +109,7 @@ func (s *Server) pushCredential(ctx context.Context, p lwm2m.Pushed) error {
 	if p.Server.Sink.Kind == lwm2m.SinkFile {
 		return s.appendSink(p.Server.Sink.File, append(body, '\n'))
 	}
-	client := outbound.New(outbound.Options{Guard: outbound.Guard{Allow: s.Config.Webhook.Prefixes(), Deny: s.isOwn}, PlainHTTP: true, Now: s.Now})
+	client := s.lwm2mClient()
 	defer client.Close()
 	answer, err := client.Do(ctx, outbound.Request{
 		Method: http.MethodPost, URL: p.Server.Sink.URL, Header: map[string]string{"Content-Type": "application/json"}, Body: body, Secret: p.HMACKey,
@@ -108,6 +121,16 @@ func (s *Server) pushCredential(ctx context.Context, p lwm2m.Pushed) error {
 		return fmt.Errorf("the webhook answered %d", answer.Status)
 	}
 	return nil
+}
+
+// guard keeps what the server itself connects to from where it has no business.
+func (s *Server) guard() outbound.Guard {
+	return outbound.Guard{Allow: s.Config.Webhook.Prefixes(), Deny: s.isOwn}
+}
+
+// lwm2mClient is what asks LwM2M servers and their webhooks.
+func (s *Server) lwm2mClient() *outbound.Client {
+	return outbound.New(outbound.Options{Guard: s.guard(), PlainHTTP: true, Now: s.Now})
 }
 
 // appendSink adds a line to a sink's file, in a directory of their own, and has
@@ -184,6 +207,24 @@ type lwm2mServerView struct {
 	SNI                string            `json:"sni"`
 	CipherSuites       []uint16          `json:"cipher_suites"`
 	Sink               lwm2mSinkView     `json:"sink"`
+	Health             lwm2mHealthView   `json:"health"`
+	Security           map[string]string `json:"security_resources"`
+}
+
+// lwm2mHealthView has what was found on the way out only.
+type lwm2mHealthView struct {
+	Kind   lwm2m.HealthKind `json:"kind"`
+	URL    string           `json:"url,omitempty"`
+	Detail string           `json:"detail,omitempty"`
+	Since  *time.Time       `json:"since,omitempty"`
+}
+
+func viewHealth(h lwm2m.Health) lwm2mHealthView {
+	v := lwm2mHealthView{Kind: h.Kind, URL: h.URL, Detail: h.Detail}
+	if !h.Since.IsZero() {
+		v.Since = &h.Since
+	}
+	return v
 }
 
 // lwm2mSinkView has the webhook's secret on the way in only.
@@ -201,7 +242,8 @@ func viewLwM2MServer(v lwm2m.Server) lwm2mServerView {
 		Weight: &v.Weight, Capacity: v.Capacity, State: v.State, Healthy: &healthy, ShortID: v.ShortID, Lifetime: &v.Lifetime, MinPeriod: v.MinPeriod,
 		MaxPeriod: v.MaxPeriod, Binding: v.Binding, StoreNotifications: v.StoreNotifications, Modes: orEmpty(v.Modes), Certificate: v.Certificate,
 		TrustAnchor: v.TrustAnchor, CertificateUsage: v.CertificateUsage, SNI: v.SNI, CipherSuites: orEmpty(v.CipherSuites),
-		Sink: lwm2mSinkView{Kind: v.Sink.Kind, URL: v.Sink.URL, File: v.Sink.File},
+		Sink:   lwm2mSinkView{Kind: v.Sink.Kind, URL: v.Sink.URL, File: v.Sink.File},
+		Health: viewHealth(v.Health), Security: orEmptyMap(v.Security),
 	}
 }
 
@@ -213,7 +255,8 @@ func (v lwm2mServerView) server() (lwm2m.Server, seal.Secret) {
 		Weight: 1, Capacity: v.Capacity, State: v.State, ShortID: v.ShortID, Lifetime: 86400, MinPeriod: v.MinPeriod, MaxPeriod: v.MaxPeriod,
 		Binding: v.Binding, StoreNotifications: v.StoreNotifications, Modes: v.Modes, Certificate: v.Certificate, TrustAnchor: v.TrustAnchor,
 		CertificateUsage: v.CertificateUsage, SNI: v.SNI, CipherSuites: v.CipherSuites,
-		Sink: lwm2m.Sink{Kind: v.Sink.Kind, URL: v.Sink.URL, File: v.Sink.File},
+		Sink:   lwm2m.Sink{Kind: v.Sink.Kind, URL: v.Sink.URL, File: v.Sink.File},
+		Health: lwm2m.Health{Kind: v.Health.Kind, URL: v.Health.URL}, Security: v.Security,
 	}
 	if v.Weight != nil {
 		out.Weight = *v.Weight

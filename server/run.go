@@ -40,7 +40,7 @@ func (s *Server) Addresses() map[string]string {
 		at[l.name] = l.socket.Addr().String()
 	}
 	udp, tcp := s.CoAP.Addrs()
-	for name, addr := range map[string]netip.AddrPort{"coap_udp": udp, "coap_tcp": tcp} {
+	for name, addr := range map[string]netip.AddrPort{"coap_udp": udp, "coap_tcp": tcp, "lwm2m_udp": s.CoAP.SideAddr()} {
 		if addr.IsValid() {
 			at[name] = addr.String()
 		}

@@ -117,6 +117,7 @@ func (s *Server) routes() []route {
 		s.identityRoutes(),
 		s.creatorCertificateRoutes(),
 		s.registeredRoutes(),
+		s.subscriptionRoutes(),
 		s.lwm2mRoutes(),
 		s.pskRoutes(),
 		s.tokenRoutes(),
