@@ -315,9 +315,14 @@ func TestLwM2MBootstrapThenRegister(t *testing.T) {
 		pack         coap.Format // fetched in place of a bootstrap
 	}{
 		{version: "1.0"},
-		{version: "1.1", pct: "11542"}, {version: "1.1", pct: "112"}, {version: "1.1", pct: "110"},
-		{version: "1.2", pct: "11544"}, {version: "1.2", pct: "112"},
-		{version: "1.2", pack: coap.SenMLCBOR}, {version: "1.2", pack: coap.SenMLJSON}, {version: "1.2", pack: coap.LwM2MCBOR},
+		{version: "1.1", pct: "11542"},
+		{version: "1.1", pct: "112"},
+		{version: "1.1", pct: "110"},
+		{version: "1.2", pct: "11544"},
+		{version: "1.2", pct: "112"},
+		{version: "1.2", pack: coap.SenMLCBOR},
+		{version: "1.2", pack: coap.SenMLJSON},
+		{version: "1.2", pack: coap.LwM2MCBOR},
 	} {
 		k := s.textPSK()
 		version, want := way.version, "SUCCESS"

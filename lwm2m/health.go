@@ -3,8 +3,8 @@ package lwm2m
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -127,7 +127,7 @@ func (s *Service) judge(ctx context.Context, v Server, found error) error {
 		if err != nil {
 			return err
 		}
-		e := audit.Entry{Action: "lwm2m.server.health", Target: v.ID, Detail: map[string]string{"healthy": fmt.Sprint(!down)}}
+		e := audit.Entry{Action: "lwm2m.server.health", Target: v.ID, Detail: map[string]string{"healthy": strconv.FormatBool(!down)}}
 		return s.Audit.Append(ctx, tx, e)
 	})
 	if errors.Is(err, errChanged) || fault.Is(err, fault.NotFound) {

@@ -58,7 +58,7 @@ func typedResources(object uint16, texts map[string]string, settable map[uint16]
 				return nil, fmt.Errorf("/%d/x/%d: %w", object, n, err)
 			}
 			if r.Value = v; several[[2]uint16{object, r.ID}] {
-				r.Value, r.Values = nil, append(r.Values, Element{uint16(i), v}) //nolint:gosec // G115: fewer than 1024
+				r.Value, r.Values = nil, append(r.Values, Element{uint16(i), v})
 			}
 		}
 		list = append(list, typedResource{r, since})

@@ -99,7 +99,7 @@ func dtlsPing(ctx context.Context, conn net.Conn) error {
 	select {
 	case <-listening.heard:
 		cancel()
-		<-ended
+		_ = <-ended // that it came to nothing is meant
 		return nil
 	case err := <-ended:
 		select {
