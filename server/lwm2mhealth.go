@@ -94,20 +94,23 @@ func dtlsPing(ctx context.Context, conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- client.HandshakeContext(ctx) }()
+	ended := make(chan struct{})
+	var failed error
+	go func() {
+		defer close(ended)
+		failed = client.HandshakeContext(ctx)
+	}()
 	select {
 	case <-listening.heard:
 		cancel()
-		_ = <-ended // that it came to nothing is meant
+	case <-ended:
+	}
+	<-ended
+	select {
+	case <-listening.heard:
 		return nil
-	case err := <-ended:
-		select {
-		case <-listening.heard:
-			return nil
-		default:
-		}
-		return fmt.Errorf("no answer to the first message of a handshake: %w", err)
+	default:
+		return fmt.Errorf("no answer to the first message of a handshake: %w", failed)
 	}
 }
 
