@@ -95,7 +95,7 @@ func (s *server) stranger(c *http.Client, name string) (key string, self who) {
 
 // own are the operations that act on the caller itself, or on nothing that
 // belongs to an organisation: there is nothing of others to reach there.
-var own = regexp.MustCompile(`^/(api/v1/whoami|keys.*|tokens|password.*|register.*|setup|invites.*|users/(profile|totp.*)|orgs(/search)?|oauth/token|openapi\.yaml|versions|\.well-known/.*|identify)?$`)
+var own = regexp.MustCompile(`^/(api/v1/whoami|api/v1/session|console.*|keys.*|tokens|password.*|register.*|setup|invites.*|users/(profile|totp.*)|orgs(/search)?|oauth/token|openapi\.yaml|versions|\.well-known/.*|identify)?$`)
 
 var uuid = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`)
 

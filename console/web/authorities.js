@@ -19,7 +19,7 @@ export async function authorities(ctx) {
 function one(ctx, c) {
   const left = c.not_after ? daysLeft(c.not_after) : null;
   const loud = c.state === "active" && left !== null && left < 90;
-  return h("article", { class: "ca" + (loud ? " loud" : "") },
+  return h("article", { class: "ca" + (loud ? " ends" : "") },
     h("header", {}, h("h2", {}, c.name), badge(c.state), badge(c.kind, "info"), c.default && badge("default", "good"), c.imported && badge("imported"), !c.has_key && c.state !== "pending" && badge("key elsewhere")),
     loud && h("p", { class: "hint " + (left < 30 ? "bad" : "warn") }, icon("warn"), left < 0 ? "It has expired." : `It ends in ${many(Math.floor(left), "day")}. keystead ca roll-over replaces it while what it issued is still good.`),
     c.not_after && h("div", { class: "life" }, life(c), h("p", { class: "dim" }, on(c.not_before), " – ", on(c.not_after), " (", when(c.not_after), ")")),

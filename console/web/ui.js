@@ -27,7 +27,7 @@ export function table(caption, columns, rows, nothing) {
     h("caption", { class: "aside" }, caption),
     h("thead", {}, h("tr", {}, columns.map(c => h("th", { scope: "col", class: c.class }, c.head)))),
     h("tbody", {}, rows.map(row => h("tr", {}, columns.map((c, i) =>
-      h(i === 0 ? "th" : "td", { class: c.class, scope: i === 0 ? "row" : undefined, dataset: { label: c.head } }, c.cell(row))))))));
+      h(i === 0 ? "th" : "td", { class: c.class, scope: i === 0 ? "row" : undefined, dataset: { label: c.head } }, h("div", { class: "cell" }, c.cell(row)))))))));
 }
 
 // empty says that there is nothing, and what to do about it.
