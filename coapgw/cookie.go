@@ -6,8 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"hash"
 	"net/netip"
 	"reflect"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -18,10 +20,10 @@ import (
 // is kept of a ClientHello until its source has shown that it is where it says.
 //
 // pion makes up a cookie for each handshake, so it would have to begin one for
-// every hello. Instead it gets the hello twice once the cookie has come back: at first as the
-// client sent it without, for which pion's answer goes nowhere, and then as it came. Both
-// are the same message but for the cookie, and only the second counts in the
-// handshake's hash. In between pion is told which cookie to expect.
+// every hello. Instead it gets the hello twice once the cookie has come back: at first
+// without the cookie, for which pion's answer goes nowhere, and then as it came. Only
+// the second counts in the handshake's hash, and only its extensions are looked
+// at. In between pion is told which cookie to expect.
 
 // cookie is what a client has to send back: which key it is made with, and the start of a MAC.
 type cookie [cookieLength]byte
@@ -33,8 +35,8 @@ const (
 
 // cookies makes and checks cookies.
 type cookies struct {
-	key    [32]byte
-	offset uintptr // of pion's cookie in its connection
+	macs   sync.Pool // of hash.Hash, made with one key of this process
+	offset uintptr   // of pion's cookie in its connection
 }
 
 func newCookies() (*cookies, error) {
@@ -42,9 +44,9 @@ func newCookies() (*cookies, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cookies{offset: at}
-	rand.Read(c.key[:])
-	return c, nil
+	key := make([]byte, 32)
+	rand.Read(key)
+	return &cookies{offset: at, macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}, nil
 }
 
 // of returns the cookie for a hello from a source in the period of a time.
@@ -53,7 +55,12 @@ func (c *cookies) of(from netip.AddrPort, h *hello, at time.Time) cookie {
 }
 
 func (c *cookies) in(period uint64, from netip.AddrPort, h *hello) (k cookie) {
-	mac := hmac.New(sha256.New, c.key[:])
+	mac, ok := c.macs.Get().(hash.Hash)
+	if !ok {
+		panic("coapgw: not a hash") // nothing else is in the pool
+	}
+	defer c.macs.Put(mac)
+	mac.Reset()
 	var head [26]byte
 	binary.BigEndian.PutUint64(head[:], period)
 	addr := from.Addr().As16()
@@ -205,14 +212,14 @@ func (h *hello) suites(ours []dtls.CipherSuiteID) []dtls.CipherSuiteID {
 	return both
 }
 
-// bare returns the hello as the client sent it first: without the cookie.
+// bare returns the hello without the cookie, and without the extensions: those
+// may differ from one to the other, and take pion long to read.
 func (h *hello) bare() []byte {
-	length := len(h.before) + 1 + len(h.after) + len(h.rest)
+	length := len(h.before) + 1 + len(h.after)
 	b := appendHandshake(make([]byte, 0, recordHeader+handshakeHeader+length), clientHello, h.record-1, length)
 	b = append(b, h.before...)
 	b = append(b, 0)
-	b = append(b, h.after...)
-	return append(b, h.rest...)
+	return append(b, h.after...)
 }
 
 // request returns the HelloVerifyRequest that asks for a cookie. It is shorter

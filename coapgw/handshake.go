@@ -397,7 +397,9 @@ func (h *handshake) push(b []byte) {
 func (h *handshake) inherit(d *dgram) [][]byte {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	held := h.early
+	held := slices.DeleteFunc(h.early, func(b []byte) bool {
+		return b[0] == typeChangeCipherSpec || b[0] == typeHandshake // the client's Finished, which pion has seen to
+	})
 	h.early, h.heir = nil, d
 	return held
 }

@@ -362,9 +362,11 @@ func (c *client) exchange(m *coap.Message) *coap.Message {
 func (w *world) libcoap(flavour string, args ...string) string {
 	w.t.Helper()
 	for range 2 {
-		if out := w.libcoapOnce(flavour, args...); !strings.Contains(out, "cannot send CoAP pdu") {
+		out := w.libcoapOnce(flavour, args...)
+		if !strings.Contains(out, "cannot send CoAP pdu") {
 			return out
 		}
+		w.t.Logf("coap-client-%s %s is run again: %s", flavour, strings.Join(args, " "), out)
 	}
 	return w.libcoapOnce(flavour, args...)
 }

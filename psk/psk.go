@@ -206,14 +206,14 @@ func (s *Service) Secret(ctx context.Context, i Identity) (secret seal.Secret, e
 
 // Open is Secret with whom the key proves: one look-up where both are needed.
 func (s *Service) Open(ctx context.Context, i Identity) (secret seal.Secret, a identity.Actor, err error) {
-	k, a, err := s.prove(ctx, i)
+	h, a, err := s.prove(ctx, i)
 	if fault.Is(err, fault.Unauthenticated) {
 		return nil, identity.Actor{}, fault.Wrap(fault.NotFound, err, "no such psk")
 	}
 	if err != nil {
 		return nil, identity.Actor{}, err
 	}
-	secret, err = s.open(k)
+	secret, err = s.Box.Open(place(i), h.Sealed)
 	return secret, a, err
 }
 
@@ -259,23 +259,32 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 	return a, err
 }
 
+// held is what of a key a handshake needs: it leaves out what takes long to decode.
+type held struct {
+	Device string `cbor:"device"`
+	Sealed []byte `cbor:"sealed"`
+}
+
+// helds reads the records of table, and never writes them.
+var helds = store.NewTable[held](table.Name())
+
 // prove returns a key and the actor it proves, if its device says it is good.
-func (s *Service) prove(ctx context.Context, i Identity) (k Key, a identity.Actor, err error) {
+func (s *Service) prove(ctx context.Context, i Identity) (h held, a identity.Actor, err error) {
 	if len(i) > MaxIdentity {
-		return k, a, fault.New(fault.NotFound, "no such psk")
+		return h, a, fault.New(fault.NotFound, "no such psk")
 	}
 	err = s.DB.View(ctx, func(tx store.Tx) error {
-		if k, err = table.Get(tx, string(i)); err != nil {
+		if h, err = helds.Get(tx, string(i)); err != nil {
 			return err
 		}
-		d, c, err := s.Devices.Prove(tx, k.Device, identity.PSK, string(i))
+		d, c, err := s.Devices.Prove(tx, h.Device, identity.PSK, string(i))
 		if err != nil {
 			return err
 		}
 		a = d.Actor(c)
 		return nil
 	})
-	return k, a, err
+	return h, a, err
 }
 
 // Get returns a key of the actor's organisation, or a NotFound fault.
