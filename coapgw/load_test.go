@@ -464,7 +464,7 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 	n := newNetwork(t, w.udp, 0.05, 0.10, 20*time.Millisecond)
 	far := *w
 	far.udp = n.addr()
-	const sessions, rounds = 1000, 20
+	const sessions, wakes = 500, 20_000
 	var failed, again atomic.Int64
 	var wg sync.WaitGroup
 	clients := make([]*client, sessions)
@@ -492,23 +492,34 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 			c.close()
 		}
 	}()
-	for range rounds {
-		w.gw.Sweep(time.Now().Add(time.Minute)) // all are parked
-		for i, c := range clients {
-			if i%2 == 0 {
-				n.forget(c.socket.LocalAddr().(*net.UDPAddr).AddrPort()) // and half come back elsewhere
-			}
-			wg.Go(func() {
+	before := w.gw.Stats().Wakes.Load()
+	done := func() bool { return w.gw.Stats().Wakes.Load()-before >= wakes }
+	wg.Go(func() {
+		for !done() && failed.Load() == 0 {
+			w.gw.Sweep(time.Now().Add(time.Minute)) // all are parked
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	var requests atomic.Int64
+	for i, c := range clients {
+		wg.Go(func() {
+			for round := 0; !done() && failed.Load() == 0; round++ {
+				time.Sleep(30 * time.Millisecond) // until it is parked
+				if (i+round)%2 == 0 {
+					n.forget(c.socket.LocalAddr().(*net.UDPAddr).AddrPort()) // and half come back elsewhere
+				}
+				requests.Add(1)
 				if got := c.insist(c.request(coap.GET, "/whoami", nil, nil)); got == nil || got.Code != coap.Content {
 					failed.Add(1)
 				}
-			})
-		}
-		wg.Wait()
+			}
+		})
 	}
-	t.Logf("%d wake-ups with 5 %% loss, 10 %% repeated, half of them from another address: %d failed, %d roams", sessions*rounds, failed.Load(), w.gw.Stats().Roams.Load())
+	wg.Wait()
+	t.Logf("%d wake-ups for %d requests with 5 %% loss, 10 %% repeated, half of them from another address: %d failed, %d roams",
+		w.gw.Stats().Wakes.Load()-before, requests.Load(), failed.Load(), w.gw.Stats().Roams.Load())
 	if failed.Load() > 0 {
-		t.Errorf("%d wake-ups failed", failed.Load())
+		t.Errorf("%d requests of parked sessions failed", failed.Load())
 	}
 	if left := w.gw.Gauges().Sessions; left < sessions || left > sessions+int(again.Load()) {
 		t.Errorf("%d sessions, want the %d there were", w.gw.Gauges().Sessions, sessions)
