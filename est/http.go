@@ -1,6 +1,7 @@
 package est
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -237,21 +238,26 @@ const keyBoundary = "estServerKeysteadBoundary"
 
 // sendKey answers with the new key and its certificate (RFC 7030, 4.4.2).
 func (h *Handler) sendKey(w http.ResponseWriter, issued *Issued) {
-	media, key := "application/pkcs8", issued.Key
-	if issued.EncryptedTo != nil {
-		media, key = "application/pkcs7-mime; smime-type=server-generated-key", issued.EncryptedTo
+	w.Header().Set("Cache-Control", "no-store")
+	h.send(w, http.StatusOK, "multipart/mixed; boundary="+keyBoundary, keyParts(issued.Key, issued.EncryptedTo, pki.CertsOnly(issued.Certificate)))
+}
+
+// keyParts are the key, encrypted if that is there, and after it the certificate.
+func keyParts(plain, encrypted, certificate []byte) []byte {
+	media, key := "application/pkcs8", plain
+	if encrypted != nil {
+		media, key = "application/pkcs7-mime; smime-type=server-generated-key", encrypted
 	}
-	var b strings.Builder
+	var b bytes.Buffer
 	part := func(media string, der []byte) {
 		b.WriteString("--" + keyBoundary + "\r\nContent-Type: " + media + "\r\nContent-Transfer-Encoding: base64\r\n\r\n")
 		b.WriteString(base64.StdEncoding.EncodeToString(der))
 		b.WriteString("\r\n")
 	}
 	part(media, key)
-	part("application/pkcs7-mime; smime-type=certs-only", pki.CertsOnly(issued.Certificate))
+	part("application/pkcs7-mime; smime-type=certs-only", certificate)
 	b.WriteString("--" + keyBoundary + "--\r\n")
-	w.Header().Set("Cache-Control", "no-store")
-	h.send(w, http.StatusOK, "multipart/mixed; boundary="+keyBoundary, []byte(b.String()))
+	return b.Bytes()
 }
 
 // statuses is where kinds of faults become EST's statuses.

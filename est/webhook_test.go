@@ -1,11 +1,13 @@
 package est_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -336,6 +338,48 @@ func FuzzDMSSettings(f *testing.F) {
 		}
 		if made.Settings.Enrollment.EST.AuthMode == "" {
 			t.Error("a DMS without a mode was made")
+		}
+	})
+}
+
+// What serverkeygen answers is read as it was meant by whoever reads multipart/mixed,
+// whatever bytes a key has, and has the key in clear only if nobody asked otherwise.
+func FuzzMultipart(f *testing.F) {
+	f.Add([]byte("key"), []byte("certificate"), false)
+	f.Add([]byte("\r\n--estServerKeysteadBoundary--\r\n"), []byte{}, true)
+	f.Fuzz(func(t *testing.T, key, certificate []byte, encrypted bool) {
+		secret := []byte("in clear: " + string(key))
+		var enveloped []byte
+		media := "application/pkcs8"
+		want := secret
+		if encrypted {
+			enveloped, media = append([]byte{}, key...), "application/pkcs7-mime; smime-type=server-generated-key"
+			want = enveloped
+		}
+		body, boundary := est.KeyParts(secret, enveloped, certificate)
+		r := multipart.NewReader(bytes.NewReader(body), boundary)
+		for _, part := range []struct {
+			media string
+			der   []byte
+		}{{media, want}, {"application/pkcs7-mime; smime-type=certs-only", certificate}} {
+			p, err := r.NextRawPart()
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := io.ReadAll(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			der, err := base64.StdEncoding.DecodeString(string(text))
+			if err != nil || !bytes.Equal(der, part.der) || p.Header.Get("Content-Type") != part.media || p.Header.Get("Content-Transfer-Encoding") != "base64" {
+				t.Errorf("got %q of %v, %v; want %x of %s", text, p.Header, err, part.der, part.media)
+			}
+		}
+		if p, err := r.NextRawPart(); err != io.EOF {
+			t.Errorf("after the two parts: %v, %v", p, err)
+		}
+		if encrypted && bytes.Contains(body, []byte(base64.StdEncoding.EncodeToString(secret))) {
+			t.Error("the key is in clear too")
 		}
 	})
 }

@@ -34,3 +34,12 @@ func (o *Outside) ReadForTest(der []byte, cert, issuer *x509.Certificate) (until
 	_, until, err = o.readOCSP(der, cert, issuer)
 	return until, err
 }
+
+// NewSerialForTest draws a serial number.
+func NewSerialForTest() string { return string(newSerial().Bytes()) }
+
+// SetSerialForTest has p be issued under a serial number.
+func (p *Prepared) SetSerialForTest(serial Serial) error {
+	p.t.serial = serial.number()
+	return p.t.build()
+}

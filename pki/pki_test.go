@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -293,4 +294,71 @@ func (h *house) listed(t testing.TB, c pki.Certificate) bool {
 		}
 	}
 	return false
+}
+
+// A million serial numbers are a million, and one that is taken all the same, by a
+// certificate or by somebody who is issuing just now, is not used again.
+func TestNoSerialTwice(t *testing.T) {
+	const million = 1_000_000
+	seen := make(map[string]struct{}, million)
+	for range million {
+		serial := pki.NewSerialForTest()
+		if _, twice := seen[serial]; twice || len(serial) != 17 {
+			t.Fatalf("drew %x, twice: %v", serial, twice)
+		}
+		seen[serial] = struct{}{}
+	}
+	h := open(t)
+	r := pki.Request{Org: org, Profile: h.profile(t, pki.DeviceProfile), CSR: newCSR(t, newKey(t), named("pump"))}
+	first, err := h.issue(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	colliding := func() *pki.Prepared {
+		p, err := h.Prepare(h.ctx, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.SetSerialForTest(first.Serial); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	second, err := h.Issue(h.ctx, colliding(), nil)
+	if err != nil || second.Serial == first.Serial {
+		t.Fatalf("a serial that is taken: got %s again, %v", second.Serial, err)
+	}
+	if cert, err := second.Parse(); err != nil || pki.SerialOf(cert.SerialNumber) != second.Serial {
+		t.Errorf("recorded as %s, signed as %v, %v", second.Serial, cert.SerialNumber, err)
+	}
+	// Many that all draw the same one, at once: each gets one of its own.
+	const at = 16
+	same := make([]*pki.Prepared, at)
+	for i := range same {
+		if same[i], err = h.Prepare(h.ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		if err := same[i].SetSerialForTest("4f0000000000000000000000000000002a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := make([]pki.Certificate, at)
+	var working sync.WaitGroup
+	for i := range same {
+		working.Go(func() {
+			c, err := h.Issue(h.ctx, same[i], nil)
+			if err != nil {
+				t.Error(err)
+			}
+			got[i] = c
+		})
+	}
+	working.Wait()
+	used := map[pki.Serial]bool{first.Serial: true, second.Serial: true}
+	for _, c := range got {
+		if used[c.Serial] {
+			t.Errorf("the serial number %s was used twice", c.Serial)
+		}
+		used[c.Serial] = true
+	}
 }

@@ -1,0 +1,6 @@
+package est
+
+// KeyParts is the body of an answer with a key, and its boundary.
+func KeyParts(plain, encrypted, certificate []byte) (body []byte, boundary string) {
+	return keyParts(plain, encrypted, certificate), keyBoundary
+}
