@@ -3,12 +3,21 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,6 +61,8 @@ func TestScripts(t *testing.T) {
 			"exits":   exits,
 			"serve":   serve,
 			"capture": capture,
+			"find":    find,
+			"ask":     ask,
 		},
 	})
 }
@@ -114,5 +125,50 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("the server is not ready after a minute")
 		}
+	}
+}
+
+// find puts what the first group of an expression matches in what a command printed into a
+// variable: "find NAME EXPRESSION".
+func find(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: find NAME EXPRESSION")
+	}
+	found := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(found) != 2 {
+		ts.Fatalf("no %s in %s", args[1], ts.ReadFile("stdout"))
+	}
+	ts.Setenv(args[0], found[1])
+}
+
+// ask has the server of the script asked to let in a device with a MAC address, whose key
+// follows from it, and expects a status: "ask 401 aa".
+func ask(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: ask STATUS MAC")
+	}
+	seed := sha256.Sum256([]byte(args[1]))
+	key := ed25519.NewKeyFromSeed(seed[:])
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	ts.Check(err)
+	body, err := json.Marshal(map[string]string{
+		"id_data": `{"mac":"` + args[1] + `"}`, "pubkey": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
+	})
+	ts.Check(err)
+	var at struct{ HTTPS string }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("data/endpoints.json")), &at))
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(ts.ReadFile("data/ca.pem")))
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequest(http.MethodPost, "https://"+at.HTTPS+"/api/devices/v1/authentication/auth_requests", bytes.NewReader(body))
+	ts.Check(err)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("X-MEN-Signature", base64.StdEncoding.EncodeToString(ed25519.Sign(key, body)))
+	res, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+	ts.Check(err)
+	defer res.Body.Close()
+	if strconv.Itoa(res.StatusCode) != args[0] {
+		ts.Fatalf("got status %d, want %s", res.StatusCode, args[0])
 	}
 }

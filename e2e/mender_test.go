@@ -94,6 +94,27 @@ func (d *menderDevice) bootstrap(in bool) string {
 	return r.all()
 }
 
+// daemon has the client run until the test ends.
+func (d *menderDevice) daemon() {
+	d.s.t.Helper()
+	cmd := exec.Command("unshare", d.args("daemon")...)
+	cmd.Dir = d.s.dir
+	out := &buffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		d.s.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }() // it is ended below
+	d.s.t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGKILL)
+		<-ended
+		if d.s.t.Failed() {
+			d.s.t.Logf("mender:\n%s", tail(out.String(), 3000))
+		}
+	})
+}
+
 // record is the device as the server has it.
 func (d *menderDevice) record() client.AuthDevice {
 	d.s.t.Helper()
@@ -263,22 +284,7 @@ func TestMenderDaemonGetsANewToken(t *testing.T) {
 	d.bootstrap(false)
 	rec := d.record()
 	s.cli("authset", "accept", rec.ID)
-	cmd := exec.Command("unshare", d.args("daemon")...)
-	cmd.Dir = s.dir
-	out := &buffer{}
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }() // it is ended below
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGKILL)
-		<-ended
-		if t.Failed() {
-			t.Logf("mender:\n%s", tail(out.String(), 3000))
-		}
-	})
+	d.daemon()
 	s.eventually("the daemon to use a token", func() bool { return w.uses(200) > 0 })
 	had := len(w.tokens())
 	s.cli("token", "revoke", rec.AuthSets[0].ID)
