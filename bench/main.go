@@ -34,6 +34,7 @@ var benches = []bench{
 	{"resolve", "A resolve in the process: a pre-shared key is found, its device read and its state looked at, by random identities.", resolveBench},
 	{"https", "Requests over HTTPS on kept connections, by the server's own CPU time: reading random devices from a store of a thousand and of the large number.", httpsBench},
 	{"keys", "Who the caller is, asked over HTTPS on 64 kept connections with the key of a thing, an API key and a login key, by the server's own CPU time; the bare one is net/http over the same TLS, which sends a POST of that length back.", keysBench},
+	{"authsets", "Auth requests, and verifications of device tokens as a gateway asks for them, by the server's own CPU time. Requests are signed with Ed25519 over bytes that were not seen before, unless it says that they come again; tokens are those of two thousand devices.", authSetsBench},
 	{"start", "From the start of the process to the first 200 of /readyz, and memory then.", startBench},
 	{"handshake", "Full DTLS handshakes with a pre-shared key (PSK_AES_128_CCM_8), and their ends, by the server's own CPU time; the bare one is pion's listener with a key that is at hand.", handshakeBench},
 	{"certificates", "Full DTLS handshakes in which both sides show ECDSA certificates (P-256, AES_128_CCM_8), and their ends, by the server's own CPU time. Each server verifies the chain of its client; ours also looks up whose it is and that it is not revoked.", certificateBench},

@@ -32,6 +32,10 @@ func play(role string) int {
 		switch role {
 		case "https":
 			err = httpsLoad(order)
+		case "auth":
+			err = authLoad(order)
+		case "verify":
+			err = verifyLoad(order)
 		case "handshake":
 			err = handshakeLoad(order)
 		case "certificates":
@@ -68,6 +72,8 @@ type order struct {
 	Addr    string
 	CoAP    string
 	Token   string // of the administrator
+	Tokens  []string
+	What    string // of several things a role does
 	Workers int
 	Time    time.Duration
 	Paths   []string
