@@ -74,6 +74,7 @@ type order struct {
 	Token   string // of the administrator
 	Tokens  []string
 	What    string // of several things a role does
+	PID     int    // of the server, whose CPU time is to be taken when all connections are there; 0 for none
 	Workers int
 	Time    time.Duration
 	Paths   []string
@@ -94,6 +95,7 @@ type result struct {
 	Done, Failed int
 	P50, P99     time.Duration
 	Error        string
+	CPU          time.Duration   // of the server whose PID was given
 	By           map[string]part // of a mixed load
 }
 
@@ -132,6 +134,13 @@ func hammer(o order, do func(worker, i int) error) error {
 	var all []time.Duration
 	var res result
 	var wg sync.WaitGroup
+	if o.PID != 0 {
+		for w := range o.Workers {
+			wg.Go(func() { _ = do(w, 0) }) // makes its connection
+		}
+		wg.Wait()
+	}
+	before, _ := cpu(o.PID)
 	started := time.Now()
 	for w := range o.Workers {
 		wg.Go(func() {
@@ -153,6 +162,9 @@ func hammer(o order, do func(worker, i int) error) error {
 		})
 	}
 	wg.Wait()
+	if after, err := cpu(o.PID); err == nil {
+		res.CPU = after - before
+	}
 	slices.Sort(all)
 	res.Done, res.P50, res.P99 = len(all), quantile(all, 0.5), quantile(all, 0.99)
 	return json.NewEncoder(os.Stdout).Encode(res)
