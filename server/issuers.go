@@ -34,6 +34,10 @@ func (s *Server) buildIssuers(context.Context) error {
 	}
 	s.Issuers = &tokens.Issuers{
 		DB: s.DB, Audit: s.Audit, Now: s.Now, Log: s.Log,
+		Own: func(text string) bool {
+			_, known := s.Tokens.Known(text)
+			return known
+		},
 		CheckURL: func(url string) error { return outbound.CheckURL(url, false) },
 		Fetch: func(ctx context.Context, url string) ([]byte, error) {
 			a, err := client.Do(ctx, outbound.Request{Method: http.MethodGet, URL: url, Header: map[string]string{"Accept": "application/json"}})

@@ -52,6 +52,9 @@ func (u userTokens) Verify(text string) (accounts.Token, error) {
 // mine reports whether text says it is a login or access token of this server.
 // Nothing is believed of it: it only decides who is to judge.
 func (u userTokens) mine(text string) bool {
+	if kind, known := u.Known(text); known {
+		return kind == tokens.Login || kind == tokens.Access
+	}
 	parts := strings.Split(text, ".")
 	if len(text) > maxUserToken || !tokens.Looks(text) {
 		return false

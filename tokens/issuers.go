@@ -77,6 +77,8 @@ type Issuers struct {
 	Log   *slog.Logger
 	// Fetch gets a document over HTTPS.
 	Fetch func(ctx context.Context, url string) ([]byte, error)
+	// Own reports whether a token is known to be of this server itself. Nil where nobody knows.
+	Own func(text string) bool
 	// CheckURL says what is wrong with a URL.
 	CheckURL func(url string) error
 
