@@ -40,6 +40,8 @@ var benches = []bench{
 	{"certificates", "Full DTLS handshakes in which both sides show ECDSA certificates (P-256, AES_128_CCM_8), and their ends, by the server's own CPU time. Each server verifies the chain of its client; ours also looks up whose it is and that it is not revoked.", certificateBench},
 	{"coap", "Confirmable CoAP GETs on fifty open DTLS sessions, by the server's own CPU time, beside go-coap's own server and libcoap's, which send a constant of about the size of what ours looks up: who the caller is.", coapBench},
 	{"enrol", "EST enrolments, each recorded before it is answered, by the server's own CPU time; the bare one parses and checks the request and signs the certificate, and does nothing else.", enrolBench},
+	{"bootstrap", "LwM2M bootstraps of 64 clients over DTLS, handshake included, by the server's own CPU time.", bootstrapBench},
+	{"psk", "Pre-shared keys made over the REST API, each for a new device and recorded before it is answered, one a request and a thousand.", pskBench},
 	{"import", "Making devices with a pre-shared key each, a thousand a transaction, against bare bbolt taking the same bytes.", importBench},
 	{"scale", "What should not grow with the fleet, in the process.", scaleBench},
 }

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"keystead/psk"
 )
 
 // The load comes from a process of its own, on the other CPU, so that the
@@ -46,6 +48,14 @@ func play(role string) int {
 			err = estLoad(order)
 		case "coap":
 			err = coapLoad(order)
+		case "bootstrap":
+			err = bootstrapLoad(order, false)
+		case "bootstrap-rotate":
+			err = bootstrapLoad(order, true)
+		case "psk":
+			err = pskLoad(order, "/api/v1/psk", map[string]any{})
+		case "psk-bulk":
+			err = pskLoad(order, "/api/v1/psk/bulk", map[string]any{"count": psk.Batch})
 		case "gocoap":
 			err = goCoAPServer(order)
 		case "keys":
