@@ -132,40 +132,45 @@ func TestStickyWeightedVectors(t *testing.T) {
 }
 
 func TestTenThousandDevicesOverServersByWeight(t *testing.T) {
-	servers := []lwm2m.Server{{ID: "eu-1", Weight: 1}, {ID: "eu-2", Weight: 1}, {ID: "us-1", Weight: 2}}
 	const n = 10000
-	best := func(id string, servers []lwm2m.Server) string {
-		win := slices.MaxFunc(servers, func(a, b lwm2m.Server) int {
-			if lwm2m.Score(id, a) < lwm2m.Score(id, b) {
-				return -1
+	weights := map[string]int{"eu-1": 1, "eu-2": 1, "us-1": 2}
+	f := newService(t)
+	for i, id := range []string{"eu-1", "eu-2", "us-1"} {
+		f.server(t, id, uint16(i+1), weights[id])
+	}
+	where := func() []string {
+		list := make([]string, n)
+		for i := range list {
+			to := f.chosen(t, client(fmt.Sprintf("client-%05d", i), nil))
+			if len(to) != 1 {
+				t.Fatalf("client %d goes to %v", i, to)
 			}
-			return 1
-		})
-		return win.ID
+			list[i] = to[0]
+		}
+		return list
 	}
-	before, count := make([]string, n), map[string]int{}
-	for i := range n {
-		before[i] = best(fmt.Sprintf("client-%05d", i), servers)
-		count[before[i]]++
+	before, count := where(), map[string]int{}
+	for _, id := range before {
+		count[id]++
 	}
-	for _, s := range servers {
-		want := n * s.Weight / 4
-		if got := count[s.ID]; math.Abs(float64(got-want)) > 0.03*n {
-			t.Errorf("%s has %d of %d devices, want %d within 3 %%", s.ID, got, n, want)
+	for id, weight := range weights {
+		want := n * weight / 4
+		if got := count[id]; math.Abs(float64(got-want)) > 0.03*float64(want) {
+			t.Errorf("%s has %d of %d devices, want %d within 3 %%", id, got, n, want)
 		}
 	}
 	t.Logf("10,000 devices over weights 1, 1, 2: %v", count)
-	four := append(servers, lwm2m.Server{ID: "ap-1", Weight: 1})
+	f.server(t, "ap-1", 4, 1)
 	moved := 0
-	for i := range n {
-		if now := best(fmt.Sprintf("client-%05d", i), four); now != before[i] {
+	for i, now := range where() {
+		if now != before[i] {
 			moved++
 			if now != "ap-1" {
 				t.Fatalf("client %d moved from %s to %s, which is not the new server", i, before[i], now)
 			}
 		}
 	}
-	if want := n / 5; math.Abs(float64(moved-want)) > 0.03*n {
+	if want := n / 5; math.Abs(float64(moved-want)) > 0.03*float64(want) {
 		t.Errorf("a fourth server of weight 1 of 5 moves %d, want %d within 3 %%", moved, want)
 	}
 	t.Logf("a fourth server of weight 1 moves %d", moved)

@@ -538,6 +538,118 @@ func TestRotationInTwoPhases(t *testing.T) {
 	})
 }
 
+// TestTheBootstrapAccountIsNeverHalfReplaced has the write of the new key end in each
+// way it can: the device can always come back.
+func TestTheBootstrapAccountIsNeverHalfReplaced(t *testing.T) {
+	const old, next = "PwjWTw_TyUaVEEGHgtnzJA", "PwjWTw_TyUaVEEGHgtnzJA.1"
+	at := func(c coap.Call) bool { return c.Method == coap.PUT && c.Path == "/0/1" }
+	for name, c := range map[string]struct {
+		discover string
+		answer   func(coap.Call) (coap.Reply, error, bool)
+		outcome  lwm2m.Outcome
+		next     devices.CredentialState
+	}{
+		"it is taken":   {"", nil, lwm2m.Success, devices.CredentialActive},
+		"it is refused": {"", func(c coap.Call) (coap.Reply, error, bool) { return coap.Reply{Code: coap.BadRequest}, nil, at(c) }, lwm2m.RequestFailed, devices.CredentialRevoked},
+		"nobody knows":  {"", func(c coap.Call) (coap.Reply, error, bool) { return coap.Reply{}, context.DeadlineExceeded, at(c) }, lwm2m.TimedOut, devices.CredentialActive},
+		"the device refuses to finish": {"", func(c coap.Call) (coap.Reply, error, bool) {
+			return coap.Reply{Code: coap.NotAcceptable}, nil, c.Path == "/bs"
+		}, lwm2m.FinishFailed, devices.CredentialActive},
+		"a write before it is refused": {"", func(c coap.Call) (coap.Reply, error, bool) {
+			return coap.Reply{Code: coap.BadRequest}, nil, c.Path == "/1/0"
+		}, lwm2m.RequestFailed, devices.CredentialRevoked},
+		"the device names no account": {`</>;lwm2m=1.1,</0>,</1>`, nil, lwm2m.RequestFailed, devices.CredentialRevoked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.Config.StepTimeout = 50 * time.Millisecond
+			b.policy(t, "acme", lwm2m.Policy{Account: lwm2m.RotateAccount})
+			d := newDevice()
+			d.answer = c.answer
+			if c.discover != "" {
+				d.discover = c.discover
+			}
+			if _, err := b.request(t, d, coap.POST, "/bs", "pct=112"); err != nil {
+				t.Fatal(err)
+			}
+			if v := b.ended(t, 1); v.Outcome != c.outcome {
+				t.Fatalf("ended %s %s, want %s; asked %v", v.Outcome, v.Detail, c.outcome, d.called())
+			}
+			if got := b.states(t); got[next] != c.next || got[old] != devices.CredentialActive {
+				t.Fatalf("the keys are %v, want the new one %s and the old one active", got, c.next)
+			}
+			if c.next != devices.CredentialActive {
+				return
+			}
+			if _, err := b.request(t, newDevice(), coap.POST, "/rd", "", b.as(t, next)); err != nil {
+				t.Fatal(err)
+			}
+			if got := b.states(t); got[next] != devices.CredentialActive || got[old] != devices.CredentialRevoked {
+				t.Errorf("after the first use of the new key: %v, want it alone", got)
+			}
+		})
+	}
+}
+
+func TestWhatIsWrittenFollowsPolicyServerAndVersion(t *testing.T) {
+	b := newBench(t)
+	b.server(t, "second", 102, 1, func(v *lwm2m.Server) { v.Security = map[string]string{"13": "3", "25": "coaps://a coaps://b"} })
+	b.policy(t, "acme", lwm2m.Policy{
+		Select: lwm2m.Select{Count: 2}, Resources: map[string]string{"13": "7", "16": "true", "5": "60", "26": "1"},
+		Access: []lwm2m.Access{{Object: 3, Owner: "dm", Rights: map[string]int64{"default": 1, "second": 3, "elsewhere": 31}}},
+	})
+	for n, c := range []struct {
+		version, query string
+		server         map[uint16]lwm2m.Value // of /1/0; nil for none
+		uris           int                    // of /0/x/25
+	}{
+		{"1.0", "", map[uint16]lwm2m.Value{5: int64(60), 13: nil, 16: nil, 26: nil}, 0},
+		{"1.1", "pct=112", map[uint16]lwm2m.Value{5: int64(60), 13: int64(7), 16: true, 26: nil}, 0},
+		{"1.2", "pct=11544", map[uint16]lwm2m.Value{5: int64(60), 13: int64(7), 16: true, 26: int64(1)}, 2},
+	} {
+		d := newDevice()
+		d.discover = `</>;lwm2m=` + c.version + `,</0/1>;uri="coaps://bs"`
+		if _, err := b.request(t, d, coap.POST, "/bs", c.query); err != nil {
+			t.Fatal(err)
+		}
+		if v := b.ended(t, n+1); v.Outcome != lwm2m.Success {
+			t.Fatalf("%s: ended %s %s", c.version, v.Outcome, v.Detail)
+		}
+		for id, want := range c.server {
+			if got := d.instances["/1/0"].Resource(id); got != want {
+				t.Errorf("%s: /1/0/%d = %v, want %v", c.version, id, got, want)
+			}
+		}
+		uris := 0
+		for _, at := range []string{"/0/0", "/0/2"} {
+			for _, r := range d.instances[at].Resources {
+				if r.ID == 25 {
+					uris = len(r.Values)
+				}
+			}
+		}
+		if uris != c.uris {
+			t.Errorf("%s: %d secondary URIs, want %d", c.version, uris, c.uris)
+		}
+		acl := d.instances["/2/0"]
+		want := lwm2m.Resource{ID: 2, Values: []lwm2m.Element{{ID: 0, Value: int64(1)}, {ID: 102, Value: int64(3)}}}
+		if acl.Resource(0) != int64(3) || acl.Resource(3) != int64(101) || len(acl.Resources) != 4 || !reflect.DeepEqual(acl.Resources[2], want) {
+			t.Errorf("%s: /2/0 = %+v, want the rights of those the device has", c.version, acl)
+		}
+	}
+	for name, p := range map[string]lwm2m.Policy{
+		"a resource that is not to be set": {Resources: map[string]string{"0": "1"}},
+		"no number":                        {Resources: map[string]string{"13": "x"}},
+		"rights":                           {Access: []lwm2m.Access{{Rights: map[string]int64{"a": 32}}}},
+		"blind rotation":                   {Account: lwm2m.RotateAccount, SkipDiscover: true},
+	} {
+		p.Name = name
+		if _, err := b.AddPolicy(user(t, "acme"), p); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v, want Invalid", name, err)
+		}
+	}
+}
+
 // A device goes to its server the moment it has answered Finish, which is before
 // that answer was written down: its new key was unknown then, and the handshake
 // lost.
