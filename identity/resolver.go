@@ -53,6 +53,20 @@ func (f MethodFunc) Resolve(ctx context.Context, p Proof) (Actor, error) { retur
 // Resolver says who is calling. All listeners share its methods.
 type Resolver []Method
 
+// FirstOf is methods that read the same credential, of which at most one can know
+// it: the first that does is believed, and the rest are not asked.
+type FirstOf []Method
+
+// Resolve implements Method.
+func (f FirstOf) Resolve(ctx context.Context, p Proof) (Actor, error) {
+	for _, m := range f {
+		if a, err := m.Resolve(ctx, p); !errors.Is(err, ErrNotMine) {
+			return a, err
+		}
+	}
+	return Actor{}, ErrNotMine
+}
+
 // ErrNoCredential is the Unauthenticated fault for a proof without any credential.
 var ErrNoCredential = fault.New(fault.Unauthenticated, "no credential; present a certificate, a key or a token")
 

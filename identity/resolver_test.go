@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"keystead/fault"
@@ -83,5 +84,22 @@ func TestMay(t *testing.T) {
 		if got := test.a.May(test.need); got != test.want {
 			t.Errorf("%s: May(%s) = %v, want %v", test.name, test.need, got, test.want)
 		}
+	}
+}
+
+func TestFirstOfStopsAtTheOneThatKnows(t *testing.T) {
+	never := identity.MethodFunc(func(context.Context, identity.Proof) (identity.Actor, error) {
+		t.Error("a method is asked after one that knows the credential")
+		return identity.Actor{}, identity.ErrNotMine
+	})
+	f := identity.FirstOf{method("psk"), method("bearer"), never}
+	if a, err := f.Resolve(t.Context(), identity.Proof{Scheme: "Bearer", Value: "d1"}); err != nil || a.ID != "d1" {
+		t.Errorf("a good token: %v, %v", a, err)
+	}
+	if _, err := f.Resolve(t.Context(), identity.Proof{Scheme: "Bearer", Value: "expired"}); !fault.Is(err, fault.Unauthenticated) {
+		t.Errorf("a bad token: %v, want Unauthenticated", err)
+	}
+	if _, err := f[:2].Resolve(t.Context(), identity.Proof{}); !errors.Is(err, identity.ErrNotMine) {
+		t.Errorf("no token: %v, want not mine", err)
 	}
 }

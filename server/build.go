@@ -74,10 +74,12 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 		identity.MethodFunc(s.certificate),
 		s.PSK,
 		s.Things,
-		s.AccessKeys,
-		s.AuthSets,
-		s.Accounts,
-		s.Issuers.Method(s.Devices),
+		identity.FirstOf{ // of bearers: what users show comes first, as it is remembered
+			s.Accounts,
+			s.AccessKeys,
+			s.AuthSets,
+			s.Issuers.Method(s.Devices),
+		},
 	}
 	if err := s.firstStart(ctx); err != nil {
 		return nil, err

@@ -3,6 +3,10 @@ package server
 import (
 	"crypto/x509"
 	"net/http"
+
+	"github.com/labstack/echo/v4"
+
+	"keystead/identity"
 )
 
 // Watched returns how many addresses s keeps a bucket for.
@@ -26,3 +30,12 @@ func ForwardedForTest(name string, h http.Header) ([]*x509.Certificate, error) {
 	}
 	return read(h)
 }
+
+// ReadThings returns how many things a request's body names.
+func ReadThings(c echo.Context) (int, error) {
+	list, err := bindOneOrMany[newThingView](c)
+	return len(list), err
+}
+
+// Proof is what a request shows of its caller.
+func (s *Server) Proof(r *http.Request) (identity.Proof, error) { return s.proof(r) }

@@ -13,6 +13,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/json"
+	"hash"
 	"net/netip"
 	"slices"
 	"strings"
@@ -47,6 +48,7 @@ type Service struct {
 
 	failures throttle.Buckets // wrong keys, by address
 	proven   provenKeys
+	hashes   sync.Pool     // of HMACs under Index
 	renamed  atomic.Uint64 // moves whenever a thing's name may have
 }
 
@@ -172,7 +174,12 @@ func erase(tx store.Tx, keyID string) error {
 
 // mac is what a key is found by.
 func (s *Service) mac(kind Kind, text string) []byte {
-	m := hmac.New(sha256.New, s.Index)
+	m, ok := s.hashes.Get().(hash.Hash)
+	if !ok {
+		m = hmac.New(sha256.New, s.Index)
+	}
+	defer s.hashes.Put(m)
+	m.Reset() // which goes back to where the key is taken in already
 	m.Write([]byte(kind))
 	m.Write([]byte{0})
 	m.Write([]byte(text))

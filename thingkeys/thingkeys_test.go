@@ -414,21 +414,6 @@ func TestListAndEdit(t *testing.T) {
 	}
 }
 
-func FuzzResolve(f *testing.F) {
-	w := start(f)
-	c := w.create(f, thingkeys.New{})
-	f.Add("Basic", c.ID+":"+string(c.Key))
-	f.Add("Basic", ":")
-	f.Add("Thing", "x")
-	f.Fuzz(func(t *testing.T, scheme, value string) {
-		w.pass(time.Minute)
-		a, err := w.resolve(scheme, value)
-		if err == nil && (a.ID != c.ID || !strings.HasSuffix(value, string(c.Key))) {
-			t.Errorf("%q %q resolves to %s", scheme, value, a.ID)
-		}
-	})
-}
-
 // What is remembered of a key never outlives what the key proves.
 func TestWhatIsRememberedEndsWithTheKey(t *testing.T) {
 	w := start(t)
@@ -528,7 +513,7 @@ func TestRotationBesideUse(t *testing.T) {
 	using.Wait()
 }
 
-func FuzzProof(f *testing.F) {
+func FuzzResolve(f *testing.F) {
 	w := start(f)
 	c := w.create(f, thingkeys.New{External: seal.Secret("external-1")})
 	f.Add("Thing", "tk_")
