@@ -610,3 +610,21 @@ func TestLists(t *testing.T) {
 		t.Errorf("past the end: %d of %d, %v; want none of 26", len(list), total, err)
 	}
 }
+
+func TestAPlatformAdministratorOfNoOrganisationIsAtHomeInTheFirst(t *testing.T) {
+	w := newWorld(t, withTokens)
+	u, err := w.CreateUser(w.admin(t), accounts.NewUser{Email: "ann@example.com", Password: annsPassword, Platform: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := w.bearer(t.Context(), w.mustLogIn(t, annsPassword), "")
+	if err != nil || a.Org != w.first.Org.ID || !a.May(identity.Platform) {
+		t.Errorf("it is %+v, %v; want it to administer the platform from the first organisation", a, err)
+	}
+	if err := w.SetPlatform(w.admin(t), u.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if a, err = w.bearer(t.Context(), w.mustLogIn(t, annsPassword), ""); err != nil || a.Org != "" || a.Role != identity.NoRole {
+		t.Errorf("once it is none any more it is %+v, %v; want it in no organisation", a, err)
+	}
+}

@@ -114,7 +114,7 @@ func (h *hashing) enter(ctx context.Context) error {
 	case h.slots <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return fault.Later(fault.TooMany, 2*time.Second, "too many logins at the moment; try again")
 	}
 }
 

@@ -137,7 +137,11 @@ func (s *Service) actor(tx store.Tx, u User, limit, asked string) (identity.Acto
 	case limit != "":
 		a.Org = limit
 	case asked == "":
-		a.Org = u.HomeOrg
+		home, err := homeOf(tx, u)
+		if err != nil {
+			return a, err
+		}
+		a.Org = home
 	}
 	if a.Org == "" {
 		return a, nil // of no organisation: it may look after its own account
@@ -155,6 +159,25 @@ func (s *Service) actor(tx store.Tx, u User, limit, asked string) (identity.Acto
 	}
 	a.Role = role
 	return a, nil
+}
+
+// homeOf is where u acts unless it says otherwise, "" for nowhere. Platform
+// administrators act in every organisation, so one that is of none, or of one that is gone, is
+// at home in the first.
+func homeOf(tx store.Tx, u User) (string, error) {
+	if !u.Platform {
+		return u.HomeOrg, nil
+	}
+	if u.HomeOrg != "" {
+		if exists, err := orgTable.Has(tx, u.HomeOrg); err != nil || exists {
+			return u.HomeOrg, err
+		}
+	}
+	f, err := firsts.Get(tx, "first")
+	if fault.Is(err, fault.NotFound) {
+		return "", nil
+	}
+	return f.Org, err
 }
 
 var errNoOrg = fault.New(fault.NotFound, "no such organisation")

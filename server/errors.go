@@ -49,7 +49,7 @@ func (s *Server) fail(err error, c echo.Context) {
 	p.RequestID = identity.RequestID(ctx)
 	if status == http.StatusInternalServerError && !errors.Is(err, context.Canceled) { // the client that went away
 		s.Log.LogAttrs(ctx, slog.LevelError, "internal error", slog.String("error", err.Error()),
-			slog.String("path", c.Request().URL.Path), slog.String("request_id", p.RequestID))
+			slog.String("path", loggedPath(c.Request())), slog.String("request_id", p.RequestID))
 	}
 	if c.Response().Committed {
 		return

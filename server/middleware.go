@@ -65,12 +65,23 @@ func (s *Server) logged(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		actor := identity.FromContext(r.Context())
 		s.Log.LogAttrs(r.Context(), slog.LevelInfo, "http request",
-			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.Response().Status),
+			slog.String("method", r.Method), slog.String("path", loggedPath(r)), slog.Int("status", c.Response().Status),
 			slog.Duration("took", s.Now().Sub(start)), slog.String("remote", c.RealIP()),
 			slog.String("actor", actorName(actor)), slog.String("request_id", identity.RequestID(r.Context())))
 		return nil
 	}
 }
+
+// loggedPath is the path of a request without what in it is a key.
+func loggedPath(r *http.Request) string {
+	if strings.HasPrefix(r.URL.Path, invitePath) {
+		return invitePath + ":invite"
+	}
+	return r.URL.Path
+}
+
+// invitePath is what comes before the key of an invite.
+const invitePath = "/register/invite/"
 
 func actorName(a identity.Actor) string {
 	if a.Kind == identity.System {

@@ -19,7 +19,7 @@ func (s *Server) userRoutes() []route {
 	return []route{
 		{method: http.MethodPost, path: "/register", need: identity.Public, handle: s.register, body: smallBody},
 		{method: http.MethodPost, path: "/register/verify", need: identity.Public, handle: s.verifyEmail},
-		{method: http.MethodPost, path: "/register/invite/:invite", need: identity.Public, handle: s.registerInvited, body: smallBody},
+		{method: http.MethodPost, path: invitePath + ":invite", need: identity.Public, handle: s.registerInvited, body: smallBody},
 		{method: http.MethodPost, path: "/users", need: identity.Platform, handle: s.createUser, body: smallBody},
 		{method: http.MethodGet, path: "/users", need: identity.Platform, handle: s.listUsers},
 		{method: http.MethodPost, path: "/users/search", need: identity.Platform, handle: s.searchUsers, body: smallBody},
