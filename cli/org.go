@@ -10,9 +10,9 @@ import (
 )
 
 func orgCommand(a *app) *cobra.Command {
-	member := group("member", "List, add, change and remove members",
+	member := group("member", "List, add, invite, change and remove members",
 		memberList(a), memberSet(a, "add", "Make the user with an address a member", true),
-		memberSet(a, "set", "Change the role of a member", false), memberRemove(a))
+		memberSet(a, "set", "Change the role of a member", false), memberInvite(a), memberRemove(a))
 	return group("org", "Make, list and end organisations", orgList(a), orgCreate(a), orgDelete(a), member)
 }
 
@@ -115,6 +115,25 @@ func memberSet(a *app, use, short string, add bool) *cobra.Command {
 			}
 			a.done("%s: %s", args[0], args[1])
 			return nil
+		}),
+	}
+}
+
+func memberInvite(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "invite EMAIL ROLE",
+		Short: "Invite somebody to the organisation; the link is mailed where mail is sent",
+		Args:  cobra.ExactArgs(2),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			org, err := a.actingOrg(cmd, c)
+			if err != nil {
+				return err
+			}
+			i, err := c.Invite(cmd.Context(), org, args[0], args[1])
+			if err != nil {
+				return err
+			}
+			return printOne(a, i, inviteColumns)
 		}),
 	}
 }

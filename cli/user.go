@@ -12,7 +12,7 @@ import (
 
 func userCommand(a *app) *cobra.Command {
 	return group("user", "Make, list and end accounts of people",
-		userList(a), userCreate(a), userRecover(a),
+		userList(a), userCreate(a), userInvite(a), userRecover(a),
 		userAct(a, "enable", "Let an account be used again", (*client.Client).EnableUser),
 		userAct(a, "disable", "Refuse an account and its every key, from now on", (*client.Client).DisableUser),
 		userAct(a, "delete", "Remove an account with its keys and memberships", (*client.Client).DeleteUser))
@@ -86,6 +86,29 @@ func userCreate(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&platform, "platform", false, "make it a platform administrator")
 	cmd.Flags().StringVar(&passwordFile, "password-file", "", "its password is in this `file`; - for standard input")
 	return cmd
+}
+
+func userInvite(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "invite EMAIL",
+		Short: "Invite somebody to make an account; the link is mailed where mail is sent",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			i, err := c.Invite(cmd.Context(), "", args[0], "")
+			if err != nil {
+				return err
+			}
+			return printOne(a, i, inviteColumns)
+		}),
+	}
+}
+
+var inviteColumns = []column[client.Invite]{
+	{name: "id", cell: func(i client.Invite) string { return i.ID }},
+	{name: "email", cell: func(i client.Invite) string { return i.Email }},
+	{name: "role", cell: func(i client.Invite) string { return i.Role }},
+	{name: "link", cell: func(i client.Invite) string { return i.Link }},
+	{name: "expires", cell: func(i client.Invite) string { return when(i.ExpiresAt) }},
 }
 
 func userRecover(a *app) *cobra.Command {

@@ -180,6 +180,26 @@ func (c *Client) RecoverUser(ctx context.Context, id string) (Recovery, error) {
 	return Do[Recovery](ctx, c, http.MethodPost, Path("users", id, "recovery-key"), nil, nil)
 }
 
+// Invite is what lets somebody in, with the link to hand over where no mail is sent.
+type Invite struct {
+	ID        string    `json:"id"`
+	Email     string    `json:"email"`
+	Org       string    `json:"org_id,omitempty"`
+	Role      string    `json:"role,omitempty"`
+	State     string    `json:"state"`
+	Link      string    `json:"link,omitempty"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// Invite invites the holder of an address to an organisation, or to the server
+// alone if org is empty.
+func (c *Client) Invite(ctx context.Context, org, email, role string) (Invite, error) {
+	if org == "" {
+		return Do[Invite](ctx, c, http.MethodPost, "/invites", nil, map[string]string{"email": email})
+	}
+	return Do[Invite](ctx, c, http.MethodPost, Path("orgs", org, "invites"), nil, map[string]string{"email": email, "role": role})
+}
+
 // Organisations lists the caller's organisations; all for a platform administrator.
 func (c *Client) Organisations(ctx context.Context) iter.Seq2[Organisation, error] {
 	return listWindow[Organisation](ctx, c, "/orgs", "orgs", nil)
