@@ -397,11 +397,24 @@ func (h *handshake) push(b []byte) {
 func (h *handshake) inherit(d *dgram) [][]byte {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	held := slices.DeleteFunc(h.early, func(b []byte) bool {
-		return b[0] == typeChangeCipherSpec || b[0] == typeHandshake // the client's Finished, which pion has seen to
-	})
+	held := slices.DeleteFunc(h.early, finishes)
 	h.early, h.heir = nil, d
 	return held
+}
+
+// finishes reports whether all that a datagram holds is of the handshake: the
+// client's Finished, which pion has seen to.
+func finishes(b []byte) bool {
+	for {
+		r, rest, ok := nextRecord(b)
+		if !ok {
+			return true
+		}
+		if r.kind != typeHandshake && r.kind != typeChangeCipherSpec {
+			return false
+		}
+		b = rest
+	}
 }
 
 func (h *handshake) cidNow() *cid {

@@ -49,8 +49,7 @@ func clientHello(t *testing.T) []byte {
 // Whoever can send datagrams with any source address must not be able to fill
 // the memory of the server, or to keep devices away.
 //
-// It runs by itself: the answer to the cookie request has to be back in time,
-// and tests beside it would have the machine count for the network.
+// It runs by itself: tests beside it would have the machine count for the network.
 func TestSpoofedClientHellos(t *testing.T) {
 	const hellos = 40_000
 	s := start(t, fast...)
