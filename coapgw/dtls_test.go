@@ -1,6 +1,7 @@
 package coapgw_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"net"
@@ -293,7 +294,7 @@ func TestOpenSSLResumes(t *testing.T) {
 		"certificate": fix(w.files("cert1")),
 	} {
 		run := func(more ...string) string {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second) // it does not end by itself
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, bin, append(append([]string{"s_client", "-dtls1_2", "-connect", w.udp.String()}, args...), more...)...)
 			stdin, err := cmd.StdinPipe()
@@ -301,8 +302,23 @@ func TestOpenSSLResumes(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer stdin.Close()
-			out, _ := cmd.CombinedOutput()
-			return string(out)
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var out strings.Builder
+			for lines := bufio.NewScanner(stdout); lines.Scan(); { // it does not end by itself
+				out.WriteString(lines.Text() + "\n")
+				if strings.Contains(lines.Text(), "Verify return code") {
+					break
+				}
+			}
+			cancel()
+			_ = cmd.Wait()
+			return out.String()
 		}
 		if out := run("-sess_out", file); !strings.Contains(out, "New, ") {
 			t.Errorf("%s: %s", kind, out)
