@@ -2,7 +2,13 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -13,11 +19,17 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"keystead/authsets"
 	"keystead/config"
+	"keystead/id"
 	"keystead/identity"
+	"keystead/pki"
 	"keystead/psk"
 	"keystead/server"
 	"keystead/store"
@@ -28,6 +40,7 @@ type fleet struct {
 	dir   string
 	n     int
 	took  time.Duration // to build; 0 if it was there
+	spent time.Duration // of CPU, for that
 	size  int64         // of the database
 	some  []member      // some of the devices, at random
 	admin struct {
@@ -40,6 +53,8 @@ type fleet struct {
 type member struct {
 	device, identity string
 	secret           []byte
+	serial           pki.Serial
+	thing            string // its thing key
 }
 
 // someOf is how many devices of a fleet are noted, to be asked for.
@@ -62,9 +77,9 @@ func (r *run) fleetOf(n int) (*fleet, error) {
 	if f := r.fleets[n]; f != nil {
 		return f, nil
 	}
-	f := &fleet{dir: filepath.Join(r.dir, "fleet-"+strconv.Itoa(n)), n: n}
+	f := &fleet{dir: filepath.Join(r.dir, "full-"+strconv.Itoa(n)), n: n}
 	if r.keep != "" && n > 10_000 {
-		f.dir = filepath.Join(r.keep, "fleet-"+strconv.Itoa(n))
+		f.dir = filepath.Join(r.keep, "full-"+strconv.Itoa(n))
 	}
 	if _, err := os.Stat(f.list()); errors.Is(err, os.ErrNotExist) {
 		if err := f.build(r.ctx); err != nil {
@@ -104,13 +119,18 @@ func (f *fleet) load() error {
 		if err != nil {
 			return err
 		}
-		f.some = append(f.some, member{fields[0], fields[1], secret})
+		f.some = append(f.some, member{fields[0], fields[1], secret, pki.Serial(fields[3]), fields[4]})
 	}
 	return nil
 }
 
-// build makes the devices by way of the rooms, as an import does.
+// build makes the devices by way of the rooms, as an import does: two batches at a
+// time, so that one is signed while the other is written.
 func (f *fleet) build(ctx context.Context) error {
+	return f.make(ctx, func(ctx context.Context, s *server.Server, n int) ([]member, error) { return provision(ctx, s, n) })
+}
+
+func (f *fleet) make(ctx context.Context, some func(context.Context, *server.Server, int) ([]member, error)) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return err
 	}
@@ -127,20 +147,38 @@ func (f *fleet) build(ctx context.Context) error {
 		return err
 	}
 	defer out.Close()
-	started := time.Now()
-	ctx = f.context(ctx)
-	for made := 0; made < f.n; made += psk.Batch {
-		batch, err := enrol(ctx, s, min(psk.Batch, f.n-made))
-		if err != nil {
-			return err
-		}
-		for _, m := range batch {
-			if f.n <= someOf || rand.IntN(f.n) < someOf {
-				fmt.Fprintf(out, "%s %s %x\n", m.device, m.identity, m.secret)
+	started, before := time.Now(), spent()
+	var mu sync.Mutex
+	made := 0
+	group, ctx := errgroup.WithContext(f.context(ctx))
+	for range 2 {
+		group.Go(func() error {
+			for {
+				mu.Lock()
+				n := min(psk.Batch, f.n-made)
+				made += n
+				mu.Unlock()
+				if n == 0 {
+					return nil
+				}
+				batch, err := some(ctx, s, n)
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				for _, m := range batch {
+					if f.n <= someOf || rand.IntN(f.n) < someOf {
+						fmt.Fprintf(out, "%s %s %x %s %s\n", m.device, m.identity, m.secret, cmp.Or(m.serial, "-"), cmp.Or(m.thing, "-"))
+					}
+				}
+				mu.Unlock()
 			}
-		}
+		})
 	}
-	f.took = time.Since(started)
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	f.took, f.spent = time.Since(started), spent()-before
 	if err := out.Close(); err != nil {
 		return err
 	}
@@ -169,9 +207,66 @@ func enrol(ctx context.Context, s *server.Server, n int) (made []member, err err
 			if err != nil {
 				return err
 			}
-			made = append(made, member{k.Device, string(k.Identity), secret})
+			made = append(made, member{device: k.Device, identity: string(k.Identity), secret: secret})
 		}
 		return nil
+	})
+	return made, err
+}
+
+// provision makes n devices with two labels and one of each credential: a
+// pre-shared key, a certificate, an accepted auth set and a thing key.
+func provision(ctx context.Context, s *server.Server, n int) (made []member, err error) {
+	profile, err := s.PKI.Profile(ctx, pki.DeviceProfile)
+	if err != nil {
+		return nil, err
+	}
+	made = make([]member, n)
+	keys, prepared := make([]crypto.PublicKey, n), make([]*pki.Prepared, n)
+	for i := range made {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		made[i].identity, keys[i] = id.Random(), key.Public()
+		prepared[i], err = s.PKI.Prepare(ctx, pki.Request{
+			Org: identity.OrgOf(ctx), Profile: profile, Public: keys[i], Subject: &pki.Subject{CommonName: made[i].identity},
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	_, err = s.PKI.IssueAll(ctx, prepared, func(ctx context.Context, tx store.Tx, i int, c *pki.Certificate) error {
+		m := &made[i]
+		n := newKey()
+		n.Identity = psk.Identity(m.identity)
+		k, secret, err := s.PSK.CreateIn(ctx, tx, n)
+		if err != nil {
+			return err
+		}
+		m.device, m.secret, m.serial = k.Device, secret, c.Serial
+		if err := s.PKI.Attach(ctx, tx, m.device, c); err != nil {
+			return err
+		}
+		d, err := s.Devices.GetIn(ctx, tx, m.device)
+		if err != nil {
+			return err
+		}
+		thing, err := s.Things.ProvisionIn(ctx, tx, d, "device")
+		if err != nil {
+			return err
+		}
+		m.thing = string(thing)
+		attributes, err := authsets.Canonicalise(fmt.Appendf(nil, `{"mac":%q}`, m.identity))
+		if err != nil {
+			return err
+		}
+		der, err := x509.MarshalPKIXPublicKey(keys[i])
+		if err != nil {
+			return err
+		}
+		_, err = s.AuthSets.ProvisionIn(ctx, tx, authsets.New{Identity: attributes, Key: der, Device: m.device})
+		return err
 	})
 	return made, err
 }
@@ -274,7 +369,7 @@ func importBench(r *run) error {
 		}
 		defer os.RemoveAll(dir)
 		f := &fleet{dir: dir, n: n}
-		if err := f.build(r.ctx); err != nil {
+		if err := f.make(r.ctx, enrol); err != nil { // a key each
 			return 0, err
 		}
 		size, err = content(f.dir)
@@ -292,4 +387,34 @@ func importBench(r *run) error {
 		[]string{fmt.Sprintf("bare bbolt, %d bytes a device in entries of the same size and number", size/n), got[1].text(""), figure(slower) + " times as fast, " + r.verdict(slower, atMost(5, " times"))},
 	)
 	return nil
+}
+
+// open assembles a server on the fleet, in this process.
+func (f *fleet) open(ctx context.Context) (*server.Server, error) {
+	return server.Build(ctx, configuration(f.dir), slog.New(slog.DiscardHandler))
+}
+
+// credentialKinds are what a device of a fleet proves itself with.
+var credentialKinds = []struct {
+	name  string
+	proof func(context.Context, *server.Server, member) (identity.Proof, error)
+}{
+	{"pre-shared key", func(_ context.Context, _ *server.Server, m member) (identity.Proof, error) {
+		return identity.Proof{PSK: m.identity, Transport: identity.CoAPUDP}, nil
+	}},
+	{"certificate", func(ctx context.Context, s *server.Server, m member) (identity.Proof, error) {
+		c, err := s.PKI.Certificate(ctx, string(m.serial))
+		if err != nil {
+			return identity.Proof{}, err
+		}
+		leaf, err := c.Parse()
+		return identity.Proof{Chain: []*x509.Certificate{leaf}, Transport: identity.HTTPS}, err
+	}},
+	{"token of an auth set", func(ctx context.Context, s *server.Server, m member) (identity.Proof, error) {
+		token, err := s.AuthSets.IssueFor(ctx, m.device)
+		return identity.Proof{Scheme: "Bearer", Value: token, Transport: identity.HTTPS}, err
+	}},
+	{"thing key", func(_ context.Context, _ *server.Server, m member) (identity.Proof, error) {
+		return identity.Proof{Scheme: "Thing", Value: m.thing, Transport: identity.HTTPS}, nil
+	}},
 }

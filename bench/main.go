@@ -53,6 +53,8 @@ type settings struct {
 	binary  string
 	keep    string // where large stores are kept from run to run; "" for nowhere
 	devices int    // in the large store
+
+	profiles string // the directory profiles are written to; "" for none
 }
 
 // run is what a benchmark works with.
@@ -64,6 +66,8 @@ type run struct {
 	fleets map[int]*fleet
 	out    io.Writer
 	missed int
+
+	current string // the benchmark that runs
 }
 
 func main() {
@@ -78,6 +82,7 @@ func main() {
 	flag.StringVar(&s.binary, "keystead", "bin/keystead", "the server's `binary`")
 	flag.StringVar(&s.keep, "keep", "", "keep the stores that were built in this `directory`, and use them if they are there")
 	flag.IntVar(&s.devices, "devices", 1_000_000, "how many devices the large store has")
+	flag.StringVar(&s.profiles, "profiles", "", "write profiles of the server's CPU and allocations to this `directory`")
 	lasting := flag.Duration("soak", 0, "instead, load a server with everything at once for so `long`, and look how it develops")
 	flag.Parse()
 	if err := measure(s, *name, *out, *lasting); err != nil {
@@ -116,6 +121,14 @@ func measure(s settings, name, out string, lasting time.Duration) (err error) {
 			}
 		}()
 	}
+	if s.profiles != "" {
+		if r.profiles, err = filepath.Abs(s.profiles); err == nil {
+			err = os.MkdirAll(r.profiles, 0o700)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	r.head()
 	if lasting > 0 {
 		if err := soak(r, lasting); err != nil {
@@ -130,6 +143,7 @@ func measure(s settings, name, out string, lasting time.Duration) (err error) {
 		}
 		fmt.Fprintf(r.out, "\n## %s\n\n%s\n\n", b.name, b.about)
 		started := time.Now()
+		r.current = b.name
 		if err = b.run(r); err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}

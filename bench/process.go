@@ -46,6 +46,8 @@ func play(role string) int {
 			err = mixLoad(order)
 		case "est":
 			err = estLoad(order)
+		case "server":
+			err = hostServer(order)
 		case "coap":
 			err = coapLoad(order)
 		case "bootstrap":
@@ -90,8 +92,10 @@ type order struct {
 	Paths   []string
 	Keys    []psKey
 	Certs   []certificate
-	CA      []byte // DER, of what a server believes
-	Echo    bool   // ask what only sends back what it got
+	CA      []byte   // DER, of what a server believes
+	Echo    bool     // ask what only sends back what it got
+	Factory *factory // whose certificates let devices enrol
+	Serve   hosting  // of a server in this program
 }
 
 // psKey is a pre-shared key of a device.
@@ -192,23 +196,37 @@ type process struct {
 	ready time.Duration     // from its start to the first 200 of /readyz
 }
 
-// serve starts the server on a data directory and waits until it is ready.
+// serve starts the server on a data directory and waits until it is ready. For
+// profiles that is the same server in this program.
 func (r *run) serve(dir string) (*process, error) {
-	endpoints := filepath.Join(dir, "endpoints.json")
-	os.Remove(endpoints)
+	if r.profiles != "" {
+		return r.host(dir, hosting{Profile: filepath.Join(r.profiles, r.current)})
+	}
 	binary, err := filepath.Abs(r.binary)
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"serve", "--data", dir, "--set", "log.level=error"}
-	for _, key := range []string{"https.listen", "http.listen", "ops.listen", "coap.udp", "coap.tcp"} {
-		args = append(args, "--set", key+"=127.0.0.1:0")
+	args := []string{"serve", "--data", dir}
+	for _, set := range serving {
+		args = append(args, "--set", set)
 	}
-	for _, off := range []string{"limits.per_address.per_second=0", "limits.per_credential.per_second=0", "coap.handshake_rate=0", "coap.request_rate=0", "coap.max_half_open_source=1000", "public_url="} {
-		args = append(args, "--set", off)
-	}
-	cmd := pinned(0, binary, args...)
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+	return r.start(pinned(0, binary, args...), dir)
+}
+
+// serving is how the servers under measurement are configured: as they come, on any
+// free ports, and without the limits that keep a single client from doing what a
+// benchmark does.
+var serving = []string{
+	"https.listen=127.0.0.1:0", "http.listen=127.0.0.1:0", "ops.listen=127.0.0.1:0", "coap.udp=127.0.0.1:0", "coap.tcp=127.0.0.1:0",
+	"log.level=error", "public_url=", "limits.per_address.per_second=0", "limits.per_credential.per_second=0",
+	"coap.handshake_rate=0", "coap.request_rate=0", "coap.max_half_open_source=1000",
+}
+
+// start starts a server, of whatever program, and waits until it is ready.
+func (r *run) start(cmd *exec.Cmd, dir string) (*process, error) {
+	endpoints := filepath.Join(dir, "endpoints.json")
+	os.Remove(endpoints)
+	cmd.Env = append(os.Environ(), append(cmd.Env, "GOMAXPROCS=1")...)
 	p := &process{cmd: cmd}
 	started := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -262,6 +280,9 @@ func (p *process) cost(load func() (result, error)) (float64, result, error) {
 	res, err := load()
 	if err != nil {
 		return 0, res, err
+	}
+	if res.CPU > 0 { // the load's own account leaves out how it began
+		return float64(res.CPU.Microseconds()) / float64(res.Done), res, nil
 	}
 	after, err := cpu(p.pid())
 	return float64((after - before).Microseconds()) / float64(res.Done), res, err

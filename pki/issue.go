@@ -255,24 +255,71 @@ func (s *Service) Issue(ctx context.Context, p *Prepared, bind func(ctx context.
 	return record, nil
 }
 
+// Batch is how many certificates one call of IssueAll issues at most: as many as
+// one transaction should write.
+const Batch = 1000
+
+// IssueAll is Issue for many at once, in two commits instead of two each: all are
+// recorded or none. bind is called for each, with its place in list.
+func (s *Service) IssueAll(ctx context.Context, list []*Prepared, bind func(ctx context.Context, tx store.Tx, i int, c *Certificate) error) ([]Certificate, error) {
+	if len(list) > Batch {
+		return nil, fault.New(fault.TooLarge, "at most %d certificates at a time", Batch)
+	}
+	for _, p := range list {
+		if p.spent {
+			return nil, errors.New("pki: a prepared certificate is issued once")
+		}
+		p.spent = true
+	}
+	err := s.DB.Update(ctx, func(tx store.Tx) error {
+		for _, p := range list {
+			if err := s.intendIn(tx, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	records, err := s.signAndRecordAll(ctx, list, bind)
+	if err != nil {
+		for _, p := range list {
+			err = errors.Join(err, s.abandon(ctx, SerialOf(p.t.serial)))
+		}
+		return nil, err
+	}
+	s.issued.Add(uint64(len(list)))
+	return records, nil
+}
+
+func (s *Service) signAndRecordAll(ctx context.Context, list []*Prepared, bind func(context.Context, store.Tx, int, *Certificate) error) ([]Certificate, error) {
+	signed := make([]Certificate, len(list))
+	for i, p := range list {
+		var err error
+		if signed[i], err = s.sign(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	records := make([]Certificate, len(list))
+	err := s.DB.Update(ctx, func(tx store.Tx) error {
+		for i := range list {
+			records[i] = signed[i]
+			err := s.recordIn(ctx, tx, &records[i], func(ctx context.Context, tx store.Tx, c *Certificate) error { return bind(ctx, tx, i, c) })
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return records, err
+}
+
 // intend records the serial. One that was used before, or is being used, is
 // drawn again.
 func (s *Service) intend(ctx context.Context, p *Prepared) error {
 	for range 3 {
-		serial := SerialOf(p.t.serial)
-		err := s.DB.Update(ctx, func(tx store.Tx) error {
-			used, err := certificates.Has(tx, string(serial))
-			if err != nil {
-				return err
-			}
-			if used {
-				return fault.New(fault.Conflict, "the serial number is taken")
-			}
-			r := &p.request
-			return intents.Insert(tx, string(serial), intent{
-				Serial: serial, CA: r.CA, Org: r.Org, Profile: r.Profile.ID, DMS: r.DMS, Device: r.Device, At: s.Now().UTC(),
-			})
-		})
+		err := s.DB.Update(ctx, func(tx store.Tx) error { return s.intendIn(tx, p) })
 		if !fault.Is(err, fault.Conflict) {
 			return err
 		}
@@ -283,7 +330,38 @@ func (s *Service) intend(ctx context.Context, p *Prepared) error {
 	return errors.New("pki: three serial numbers in a row were taken: the random source is broken")
 }
 
+// intendIn is intend for the serial as it is, as part of tx.
+func (s *Service) intendIn(tx store.Tx, p *Prepared) error {
+	serial := SerialOf(p.t.serial)
+	used, err := certificates.Has(tx, string(serial))
+	if err != nil {
+		return err
+	}
+	if used {
+		return fault.New(fault.Conflict, "the serial number is taken")
+	}
+	r := &p.request
+	return intents.Insert(tx, string(serial), intent{
+		Serial: serial, CA: r.CA, Org: r.Org, Profile: r.Profile.ID, DMS: r.DMS, Device: r.Device, At: s.Now().UTC(),
+	})
+}
+
 func (s *Service) signAndRecord(ctx context.Context, p *Prepared, bind func(context.Context, store.Tx, *Certificate) error) (Certificate, error) {
+	signed, err := s.sign(ctx, p)
+	if err != nil {
+		return Certificate{}, err
+	}
+	var record Certificate
+	err = s.DB.Update(ctx, func(tx store.Tx) error {
+		record = signed
+		return s.recordIn(ctx, tx, &record, bind)
+	})
+	return record, err
+}
+
+// sign signs and checks what was signed, and returns its record, which is in no
+// store yet.
+func (s *Service) sign(ctx context.Context, p *Prepared) (Certificate, error) {
 	key, err := s.Keys.Signer(ctx, p.issuer.Key)
 	if err != nil {
 		return Certificate{}, err
@@ -296,35 +374,35 @@ func (s *Service) signAndRecord(ctx context.Context, p *Prepared, bind func(cont
 		return Certificate{}, err
 	}
 	r := &p.request
-	fresh := describe(cert)
-	fresh.CA, fresh.Org, fresh.Profile, fresh.DMS, fresh.Shard, fresh.IssuedAt = r.CA, r.Org, r.Profile.ID, r.DMS, p.shard, s.Now().UTC()
-	fresh.Shared = r.Profile.AllowSharedKey
-	var record Certificate
-	err = s.DB.Update(ctx, func(tx store.Tx) error {
-		record = fresh
-		if bind != nil {
-			if err := bind(ctx, tx, &record); err != nil {
-				return err
-			}
-		}
-		if err := s.stillIssues(tx, r.CA); err != nil {
+	c := describe(cert)
+	c.CA, c.Org, c.Profile, c.DMS, c.Shard, c.IssuedAt = r.CA, r.Org, r.Profile.ID, r.DMS, p.shard, s.Now().UTC()
+	c.Shared = r.Profile.AllowSharedKey
+	return c, nil
+}
+
+// recordIn records what was signed in the place of its intent, with what bind does.
+func (s *Service) recordIn(ctx context.Context, tx store.Tx, c *Certificate, bind func(context.Context, store.Tx, *Certificate) error) error {
+	if bind != nil {
+		if err := bind(ctx, tx, c); err != nil {
 			return err
 		}
-		if err := record.keyFree(tx); err != nil {
-			return err
-		}
-		if _, err := intents.Delete(tx, string(record.Serial)); err != nil {
-			return err
-		}
-		if err := certificates.Insert(tx, string(record.Serial), record); err != nil {
-			return err
-		}
-		return s.Audit.Append(ctx, tx, audit.Entry{
-			Action: "certificate.issue", Target: string(record.Serial), Device: record.Device, Org: record.Org,
-			Detail: map[string]string{"ca": string(record.CA), "profile": record.Profile, "subject": record.Subject},
-		})
+	}
+	if err := s.stillIssues(tx, c.CA); err != nil {
+		return err
+	}
+	if err := c.keyFree(tx); err != nil {
+		return err
+	}
+	if _, err := intents.Delete(tx, string(c.Serial)); err != nil {
+		return err
+	}
+	if err := certificates.Insert(tx, string(c.Serial), *c); err != nil {
+		return err
+	}
+	return s.Audit.Append(ctx, tx, audit.Entry{
+		Action: "certificate.issue", Target: string(c.Serial), Device: c.Device, Org: c.Org,
+		Detail: map[string]string{"ca": string(c.CA), "profile": c.Profile, "subject": c.Subject},
 	})
-	return record, err
 }
 
 // stillIssues refuses to record what a CA signed that was revoked meanwhile.

@@ -16,6 +16,7 @@ import (
 	"keystead/devices"
 	"keystead/identity"
 	"keystead/psk"
+	"keystead/store"
 	"keystead/store/bolt"
 	"keystead/tokens"
 )
@@ -23,7 +24,13 @@ import (
 // Build assembles a server: it opens the store, makes on first start what there
 // has to be, and connects the rooms with one another. Nothing is bound or served
 // yet; see Listen and Run. It is the one place that knows every room.
-func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, err error) {
+func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (*Server, error) {
+	return BuildOver(ctx, cfg, log, func(db *bolt.Engine) store.Engine { return db })
+}
+
+// BuildOver is Build with the records in the engine that over makes of the file: to
+// measure what the file costs, or to have it fail.
+func BuildOver(ctx context.Context, cfg config.Config, log *slog.Logger, over func(*bolt.Engine) store.Engine) (_ *Server, err error) {
 	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}
@@ -31,7 +38,7 @@ func Build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server,
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Config: cfg, Log: log, Now: time.Now, DB: db, bolt: db} //nolint:forbidigo // this is where every service gets it from
+	s := &Server{Config: cfg, Log: log, Now: time.Now, DB: over(db), bolt: db} //nolint:forbidigo // this is where every service gets it from
 	s.buildMetrics(db)
 	s.buildLimits()
 	s.tasks = append(s.tasks, watchStore(db), task{"watchdog", s.watchdog})

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"keystead/store"
 )
 
 // task is something that runs as long as the server does.
@@ -153,7 +155,11 @@ func (s *Server) Close() {
 			s.Log.Error("not closed cleanly", slog.Any("error", err))
 		}
 	}
-	if err := s.DB.Close(); err != nil {
+	err := s.DB.Close()
+	if s.DB != store.Engine(s.bolt) {
+		err = errors.Join(err, s.bolt.Close())
+	}
+	if err != nil {
 		s.Log.Error("store not closed cleanly", slog.Any("error", err))
 	}
 }

@@ -70,7 +70,7 @@ type Server struct {
 	// from trusted proxies only.
 	ClientAddr func(*http.Request) netip.Addr
 
-	bolt       *bolt.Engine // what DB is
+	bolt       *bolt.Engine // what DB is, or lies over
 	metrics    metrics
 	limits     limits
 	rolledBack atomic.Bool   // the audit trail does not reach its last checkpoint

@@ -12,7 +12,7 @@ import (
 type layer struct {
 	under  source
 	writes map[string][]byte // nil: deleted
-	sorted []string          // keys of writes, in order; replaced, never changed in place
+	runs   [][]string        // keys of writes, each run in order and less than half of the one before
 	fresh  []string          // the rest of the keys, as they came
 }
 
@@ -37,7 +37,7 @@ func (l *layer) set(key string, value []byte) {
 // take adds the writes of a layer that lies over l, and is not used any more.
 func (l *layer) take(over *layer) {
 	if len(l.writes) == 0 {
-		l.writes, l.sorted, l.fresh = over.writes, over.sorted, over.fresh
+		l.writes, l.runs, l.fresh = over.writes, over.runs, over.fresh
 		return
 	}
 	for k, v := range over.writes {
@@ -45,14 +45,22 @@ func (l *layer) take(over *layer) {
 	}
 }
 
-// keys returns the keys of the writes, in order.
-func (l *layer) keys() []string {
+// order makes a run of the fresh keys. Runs are merged as they grow, each key a
+// few times: a scan after every write of a large batch must not sort all of it.
+func (l *layer) order() {
 	if len(l.fresh) == 0 {
-		return l.sorted
+		return
 	}
 	slices.Sort(l.fresh)
-	all := make([]string, 0, len(l.sorted)+len(l.fresh))
-	a, b := l.sorted, l.fresh
+	l.runs, l.fresh = append(l.runs, l.fresh), nil
+	for n := len(l.runs); n > 1 && 2*len(l.runs[n-1]) >= len(l.runs[n-2]); n-- {
+		l.runs = append(l.runs[:n-2], merged(l.runs[n-2], l.runs[n-1]))
+	}
+}
+
+// merged returns the keys of two runs, in order.
+func merged(a, b []string) []string {
+	all := make([]string, 0, len(a)+len(b))
 	for len(a) > 0 && len(b) > 0 {
 		if a[0] < b[0] {
 			all, a = append(all, a[0]), a[1:]
@@ -60,26 +68,39 @@ func (l *layer) keys() []string {
 			all, b = append(all, b[0]), b[1:]
 		}
 	}
-	l.sorted, l.fresh = append(append(all, a...), b...), nil
-	return l.sorted
+	return append(append(all, a...), b...)
+}
+
+// keys returns the keys of the writes, in order.
+func (l *layer) keys() []string {
+	l.order()
+	var all []string
+	for _, run := range slices.Backward(l.runs) {
+		all = merged(all, run)
+	}
+	return all
 }
 
 // between returns the keys of the writes that have prefix and are after the key
 // after.
 func (l *layer) between(prefix, after []byte) []string {
+	l.order()
 	from, skip := start(prefix, after)
-	keys := l.keys()
-	i, there := slices.BinarySearch(keys, string(from))
-	if there && skip {
-		i++
-	}
-	keys = keys[i:]
-	for i, k := range keys {
-		if !strings.HasPrefix(k, string(prefix)) {
-			return keys[:i]
+	var found []string
+	for _, run := range l.runs {
+		i, there := slices.BinarySearch(run, string(from))
+		if there && skip {
+			i++
+		}
+		n := i
+		for n < len(run) && strings.HasPrefix(run[n], string(prefix)) {
+			n++
+		}
+		if n > i {
+			found = merged(found, run[i:n])
 		}
 	}
-	return keys
+	return found
 }
 
 // scan yields what is under l, with the writes in their places.
