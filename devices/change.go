@@ -99,8 +99,7 @@ func (s *Service) edit(tx store.Tx, deviceID string, fn func(*Device) error) (De
 	})
 }
 
-// changed writes the audit record, asks the observers, and has the listeners
-// told once the transaction is durable.
+// changed writes the audit record, and tells of the change.
 func (s *Service) changed(ctx context.Context, tx store.Tx, c Change, detail map[string]string) error {
 	e := audit.Entry{Action: "device." + string(c.What), Target: c.Device.ID, Device: c.Device.ID, Org: c.Device.Org, Detail: maps.Clone(detail)}
 	if c.Credential != nil {
@@ -109,6 +108,11 @@ func (s *Service) changed(ctx context.Context, tx store.Tx, c Change, detail map
 	if err := s.Audit.Append(ctx, tx, e); err != nil {
 		return err
 	}
+	return s.tell(ctx, tx, c)
+}
+
+// tell asks the observers, and has the listeners told once the transaction is durable.
+func (s *Service) tell(ctx context.Context, tx store.Tx, c Change) error {
 	for _, observe := range s.observers {
 		if err := observe(ctx, tx, c); err != nil {
 			return err

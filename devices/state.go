@@ -88,13 +88,23 @@ func (s *Service) DecommissionIn(ctx context.Context, tx store.Tx, deviceID stri
 // Attach adds a credential to a device's list as part of tx. It is a Conflict
 // if the device is decommissioned or has it already.
 func (s *Service) Attach(ctx context.Context, tx store.Tx, deviceID string, c Credential) (Device, error) {
+	return s.attach(ctx, tx, deviceID, c, false)
+}
+
+// AttachTold is Attach for a credential whose making the caller puts in the trail
+// itself, with its device: one change is one record.
+func (s *Service) AttachTold(ctx context.Context, tx store.Tx, deviceID string, c Credential) (Device, error) {
+	return s.attach(ctx, tx, deviceID, c, true)
+}
+
+func (s *Service) attach(ctx context.Context, tx store.Tx, deviceID string, c Credential, told bool) (Device, error) {
 	if c.State == "" {
 		c.State = CredentialActive
 	}
 	if c.CreatedAt.IsZero() {
 		c.CreatedAt = s.Now().UTC()
 	}
-	return s.changeCredential(ctx, tx, deviceID, Attached, c, func(d *Device) error {
+	d, err := s.edit(tx, deviceID, func(d *Device) error {
 		switch i := d.index(c.Kind, c.ID); {
 		case d.State == Decommissioned:
 			return fault.New(fault.Conflict, "the device is decommissioned; create a new one")
@@ -109,6 +119,14 @@ func (s *Service) Attach(ctx context.Context, tx store.Tx, deviceID string, c Cr
 		}
 		return nil
 	})
+	if err != nil {
+		return d, err
+	}
+	change := Change{What: Attached, Device: d, Credential: &c}
+	if told {
+		return d, s.tell(ctx, tx, change)
+	}
+	return d, s.changed(ctx, tx, change, nil)
 }
 
 // MaxCredentials is how many credentials a device's list holds.

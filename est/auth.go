@@ -223,7 +223,8 @@ func (s *Service) byCertificate(ctx context.Context, d *DMS, a *AuthSettings, ca
 	for _, ca := range a.ClientCertificate.ValidationCAs {
 		v.CAs = append(v.CAs, pki.CAID(ca))
 	}
-	if own, err := s.enrolmentCA(ctx, d); err == nil { // its own certificates, for another one or on behalf of others
+	own, ownErr := s.enrolmentCA(ctx, d)
+	if ownErr == nil { // its own certificates, for another one or on behalf of others
 		v.CAs = append(v.CAs, own)
 	}
 	ca, err := s.PKI.Validate(ctx, d.Org, call.Chain, v)
@@ -234,8 +235,7 @@ func (s *Service) byCertificate(ctx context.Context, d *DMS, a *AuthSettings, ca
 	if most := time.Duration(d.Settings.MaxBootstrapPeriod); most > 0 && c.leaf.NotAfter.Sub(c.leaf.NotBefore) > most {
 		return fault.New(fault.Forbidden, "the certificate lives longer than this DMS lets bootstrap certificates (%s)", d.Settings.MaxBootstrapPeriod)
 	}
-	own, err := s.enrolmentCA(ctx, d)
-	c.ra = err == nil && ca == own && slices.ContainsFunc(c.leaf.UnknownExtKeyUsage, oidCMCRA.Equal)
+	c.ra = ownErr == nil && ca == own && slices.ContainsFunc(c.leaf.UnknownExtKeyUsage, oidCMCRA.Equal)
 	if c.ra {
 		return nil
 	}

@@ -440,7 +440,7 @@ func (s *Service) labelled(ctx context.Context, label string) (d DMS, err error)
 		label = DefaultDMS
 	}
 	err = s.DB.View(ctx, func(tx store.Tx) error {
-		d, err = dmsTable.Get(tx, label)
+		d, err = s.profiles.Get(tx, dmsTable, label)
 		return err
 	})
 	if fault.Is(err, fault.NotFound) {

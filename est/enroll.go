@@ -347,8 +347,8 @@ func (s *Service) bind(ctx context.Context, tx store.Tx, p *plan, record *pki.Ce
 	} else if !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	if err := s.remember(tx, p, record); err != nil {
-		return err
+	if record.KeyHash == keyHash(p.csr) { // of server key generation the key is not given out twice
+		record.Request = requestName(p.dms, p.caller, p.csr)
 	}
 	return owned.Set(tx, p.device, ownership{DMS: p.dms.ID, Device: p.device})
 }
@@ -683,31 +683,18 @@ func sanSet(list []extension) []string {
 	return slices.Compact(set)
 }
 
-// recent is an enrolment not long ago: a client that lost the answer and asks
-// again gets the same one.
-type recent struct {
-	Serial pki.Serial `cbor:"serial"`
-	At     time.Time  `cbor:"at"`
-}
-
-var recents = store.NewTable[recent]("recent enrolment")
-
+// replayWindow is how long a client that lost the answer and asks again gets the
+// same one.
 const replayWindow = 10 * time.Minute
 
-func recentKey(d *DMS, c *caller, csr *x509.CertificateRequest) string {
+// requestName recognises a request that is repeated, by the same caller.
+func requestName(d *DMS, c *caller, csr *x509.CertificateRequest) []byte {
 	h := sha256.New()
 	for _, part := range [][]byte{[]byte(d.ID), []byte(c.key()), csr.RawSubject, csr.RawSubjectPublicKeyInfo} {
 		fmt.Fprintf(h, "%d:", len(part))
 		h.Write(part)
 	}
-	return hex.EncodeToString(h.Sum(nil))
-}
-
-func (s *Service) remember(tx store.Tx, p *plan, record *pki.Certificate) error {
-	if record.KeyHash != keyHash(p.csr) {
-		return nil // of server key generation: the key is not given out twice
-	}
-	return recents.Set(tx, recentKey(p.dms, p.caller, p.csr), recent{Serial: record.Serial, At: s.Now().UTC()})
+	return h.Sum(nil)[:16]
 }
 
 func keyHash(csr *x509.CertificateRequest) string {
@@ -717,17 +704,13 @@ func keyHash(csr *x509.CertificateRequest) string {
 
 func (s *Service) replay(ctx context.Context, d *DMS, c *caller, csr *x509.CertificateRequest) (*Issued, error) {
 	var record pki.Certificate
-	err := s.DB.View(ctx, func(tx store.Tx) error {
-		r, err := recents.Get(tx, recentKey(d, c, csr))
+	err := s.DB.View(ctx, func(tx store.Tx) (err error) {
+		record, err = s.PKI.Answering(tx, d.Org, keyHash(csr), requestName(d, c, csr))
 		if err != nil {
 			return err
 		}
-		if s.Now().Sub(r.At) > replayWindow {
+		if s.Now().Sub(record.IssuedAt) > replayWindow {
 			return fault.New(fault.NotFound, "too long ago")
-		}
-		record, err = s.PKI.CertificateIn(systemIn(ctx, d.Org), tx, string(r.Serial))
-		if err != nil {
-			return err
 		}
 		if _, _, err := s.Devices.Prove(tx, record.Device, identity.Certificate, string(record.Serial)); err != nil {
 			return fault.New(fault.NotFound, "ended since")

@@ -45,6 +45,7 @@ type Service struct {
 	DefaultOrg string
 
 	counters counters
+	profiles store.Memo[DMS]
 }
 
 // Operation is one of EST's operations.

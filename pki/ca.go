@@ -155,7 +155,7 @@ func (s *Service) defaultCA(ctx context.Context, org string) (ca CA, err error) 
 		if err != nil {
 			return fault.New(fault.NotFound, "the organisation has no issuing CA yet; create one")
 		}
-		ca, err = cas.Get(tx, string(d.Issuing))
+		ca, err = s.records.Get(tx, cas, string(d.Issuing))
 		return err
 	})
 	return ca, err
@@ -308,7 +308,7 @@ func (s *Service) caTemplate(ca *CA, n NewCA, parent *authority, public any) (*t
 	if err != nil {
 		return nil, err
 	}
-	t := &template{serial: newSerial(), notBefore: now.Add(-backdate).Truncate(time.Second), notAfter: notAfter, public: public}
+	t := &template{serial: newSerial(now), notBefore: now.Add(-backdate).Truncate(time.Second), notAfter: notAfter, public: public}
 	if t.subject, err = n.Subject.der(); err != nil {
 		return nil, err
 	}
@@ -344,6 +344,7 @@ func (s *Service) authority(ctx context.Context, ca CAID) (*authority, error) {
 	if a, ok := s.loaded.Load(ca); ok {
 		return a.(*authority), nil //nolint:errcheck,forcetypeassert // only these are stored
 	}
+	since := s.verified.now()
 	var record CA
 	err := s.DB.View(ctx, func(tx store.Tx) (err error) {
 		record, err = cas.Get(tx, string(ca))
@@ -357,6 +358,9 @@ func (s *Service) authority(ctx context.Context, ca CAID) (*authority, error) {
 		return nil, err
 	}
 	s.loaded.Store(ca, a)
+	if s.verified.now() != since { // it may be what a change has replaced meanwhile
+		s.loaded.Delete(ca)
+	}
 	return a, nil
 }
 
@@ -377,8 +381,8 @@ func parseAuthority(record CA) (*authority, error) {
 // verified before is verified anew, and open connections resolve again.
 func (s *Service) changedCA(tx store.Tx, ca CAID) {
 	tx.OnCommit(func() {
-		s.loaded.Delete(ca)
 		s.verified.clear()
+		s.loaded.Delete(ca)
 		s.Devices.MoveEpoch()
 	})
 }

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -39,6 +40,9 @@ type Certificate struct {
 	Flags       []string         `cbor:"flags,omitempty"`      // what an administrator may want to know of how it came about
 	Supersedes  []Serial         `cbor:"supersedes,omitempty"` // to be revoked when this one is first used
 	Replaces    Serial           `cbor:"replaces,omitempty"`   // the one it renews
+	Request     []byte           `cbor:"request,omitempty"`    // recognises the request it answers, if that is repeated
+
+	parsed *x509.Certificate // what was just signed
 }
 
 // CertificateState is what a certificate is worth, apart from its time.
@@ -78,7 +82,12 @@ func (c *Certificate) StateAt(now time.Time) CertificateState {
 }
 
 // Parse returns the certificate itself.
-func (c *Certificate) Parse() (*x509.Certificate, error) { return x509.ParseCertificate(c.DER) }
+func (c *Certificate) Parse() (*x509.Certificate, error) {
+	if c.parsed != nil {
+		return c.parsed, nil
+	}
+	return x509.ParseCertificate(c.DER)
+}
 
 // Fingerprint is the SHA-256 of a certificate in hex.
 func Fingerprint(der []byte) string {
@@ -96,7 +105,7 @@ func describe(cert *x509.Certificate) Certificate {
 	return Certificate{
 		Serial: SerialOf(cert.SerialNumber), State: CertActive, DER: cert.Raw, Subject: cert.Subject.String(), CommonName: cert.Subject.CommonName,
 		Fingerprint: Fingerprint(cert.Raw), KeyHash: keyHash(cert.RawSubjectPublicKeyInfo), Algorithm: AlgorithmOf(cert.PublicKey),
-		NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
+		NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, parsed: cert,
 	}
 }
 
@@ -266,6 +275,24 @@ func keyHolders(tx store.Tx, org, hash string) (holders []string, compromised bo
 		}
 	}
 	return holders, compromised, err
+}
+
+// Answering returns the latest certificate of an organisation that answers a request for
+// the key with the given hash, or a NotFound fault.
+func (s *Service) Answering(tx store.Tx, org, keyHash string, request []byte) (found Certificate, err error) {
+	p, err := certificates.PageBy(tx, "key", store.TermOf(org, keyHash), page.Request{Limit: page.MaxLimit})
+	if err != nil {
+		return found, err
+	}
+	for _, c := range p.Items {
+		if bytes.Equal(c.Request, request) && !c.IssuedAt.Before(found.IssuedAt) {
+			found = c
+		}
+	}
+	if found.Serial == "" {
+		return found, notFound("certificate")
+	}
+	return found, nil
 }
 
 // keyFree refuses a key that is known to be compromised, or that another device

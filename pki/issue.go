@@ -103,7 +103,7 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 		notBefore = p.issuer.NotBefore
 	}
 	t := &template{
-		serial: newSerial(), issuer: p.issuer.cert.RawSubject, notBefore: notBefore.Truncate(time.Second), notAfter: notAfter,
+		serial: newSerial(now), issuer: p.issuer.cert.RawSubject, notBefore: notBefore.Truncate(time.Second), notAfter: notAfter,
 		public: public, algorithm: p.issuer.Algorithm, authorityKeyID: subjectKeyID(p.issuer.cert),
 	}
 	p.t, p.shard = t, shardOf(t.serial, p.issuer.Shards)
@@ -119,7 +119,7 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 	if err := t.build(); err != nil {
 		return err
 	}
-	return t.lint()
+	return s.lint(t)
 }
 
 // firstFault is the first of joined errors, which is the one to tell.
@@ -407,7 +407,7 @@ func (s *Service) recordIn(ctx context.Context, tx store.Tx, c *Certificate, bin
 
 // stillIssues refuses to record what a CA signed that was revoked meanwhile.
 func (s *Service) stillIssues(tx store.Tx, ca CAID) error {
-	record, err := cas.Get(tx, string(ca))
+	record, err := s.records.Get(tx, cas, string(ca))
 	if err == nil && record.State != CAActive {
 		return fault.New(fault.Conflict, "the CA is %s and issues nothing", record.State)
 	}

@@ -175,7 +175,7 @@ func (s *Service) succeed(ctx context.Context, next *CA, old *authority, key cry
 // key, to be signed by issuer, or by itself if that is nil.
 func (s *Service) sameCA(ca *authority, issuer *x509.Certificate, alg Algorithm, public any, pathLen int, notAfter time.Time) *template {
 	t := &template{
-		serial: newSerial(), subject: ca.cert.RawSubject, issuer: ca.cert.RawSubject, notBefore: s.Now().UTC().Add(-backdate).Truncate(time.Second),
+		serial: newSerial(s.Now()), subject: ca.cert.RawSubject, issuer: ca.cert.RawSubject, notBefore: s.Now().UTC().Add(-backdate).Truncate(time.Second),
 		notAfter: notAfter.Truncate(time.Second), public: public, algorithm: alg, authorityKeyID: keyID(public),
 	}
 	if issuer != nil {

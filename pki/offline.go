@@ -33,7 +33,7 @@ func NewOfflineRoot(name string, alg Algorithm, notAfter, now time.Time) (Offlin
 		return OfflineRoot{}, err
 	}
 	t := &template{
-		serial: newSerial(), subject: subject, issuer: subject, notBefore: now.Add(-backdate).Truncate(time.Second), notAfter: notAfter.Truncate(time.Second),
+		serial: newSerial(now), subject: subject, issuer: subject, notBefore: now.Add(-backdate).Truncate(time.Second), notAfter: notAfter.Truncate(time.Second),
 		algorithm: alg, authorityKeyID: keyID(key.Public()),
 	}
 	t.addCA(key.Public(), -1, nil)
@@ -77,7 +77,7 @@ func (r *OfflineRoot) SignCA(request []byte, pathLen int, notAfter, now time.Tim
 		notAfter = r.Certificate.NotAfter
 	}
 	t := &template{
-		serial: newSerial(), subject: csr.RawSubject, issuer: r.Certificate.RawSubject, notBefore: now.Add(-backdate).Truncate(time.Second),
+		serial: newSerial(now), subject: csr.RawSubject, issuer: r.Certificate.RawSubject, notBefore: now.Add(-backdate).Truncate(time.Second),
 		notAfter: notAfter.Truncate(time.Second), algorithm: AlgorithmOf(r.Certificate.PublicKey), authorityKeyID: subjectKeyID(r.Certificate),
 	}
 	t.addCA(csr.PublicKey, pathLen, nil)

@@ -52,6 +52,8 @@ type Service struct {
 	Journal *Journal
 
 	loaded   sync.Map // CAID → *authority
+	records  store.Memo[CA]
+	shapes   shapes
 	verified verifiedCache
 	crls     crlCache
 	issued   atomic.Uint64

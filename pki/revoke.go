@@ -162,10 +162,11 @@ func credential(c *Certificate, state devices.CredentialState) devices.Credentia
 }
 
 // Attach gives a device the certificate as a credential, as part of tx: what a
-// binding given to Issue does once it knows the device.
+// binding given to Issue does once it knows the device. The trail has it in the record of
+// the issuing.
 func (s *Service) Attach(ctx context.Context, tx store.Tx, deviceID string, c *Certificate) error {
 	c.Device = deviceID
-	_, err := s.Devices.Attach(ctx, tx, deviceID, credential(c, devices.CredentialActive))
+	_, err := s.Devices.AttachTold(ctx, tx, deviceID, credential(c, devices.CredentialActive))
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -28,8 +29,48 @@ const maxPresented = 8
 // of revocation or time, which are looked at on every use, and is emptied
 // whenever a CA changes.
 type verifiedCache struct {
-	mu  sync.RWMutex
-	was map[[sha256.Size]byte]CAID
+	mu      sync.RWMutex
+	changes uint64 // how often a CA changed
+	was     map[[sha256.Size]byte]CAID
+	chains  map[[sha256.Size]byte]validated
+}
+
+// validated is a chain that was verified against certain CAs: which of them it leads to, and
+// between which times all of it is valid.
+type validated struct {
+	ca          *authority
+	path        []*x509.Certificate // to it, the leaf first
+	from, until time.Time
+}
+
+// maxChains is how many chains are remembered as validated.
+const maxChains = 10_000
+
+func (v *verifiedCache) chain(sum [sha256.Size]byte, at time.Time) (validated, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	was, ok := v.chains[sum]
+	return was, ok && !at.Before(was.from) && !at.After(was.until)
+}
+
+// now is what a verification that begins gives to put: what was read of CAs before
+// one of them changed is not to be remembered after.
+func (v *verifiedCache) now() uint64 {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.changes
+}
+
+func (v *verifiedCache) putChain(since uint64, sum [sha256.Size]byte, was validated) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.changes != since {
+		return
+	}
+	if v.chains == nil || len(v.chains) >= maxChains {
+		v.chains = map[[sha256.Size]byte]validated{}
+	}
+	v.chains[sum] = was
 }
 
 func (v *verifiedCache) get(sum [sha256.Size]byte) (CAID, bool) {
@@ -39,9 +80,12 @@ func (v *verifiedCache) get(sum [sha256.Size]byte) (CAID, bool) {
 	return ca, ok
 }
 
-func (v *verifiedCache) put(sum [sha256.Size]byte, ca CAID) {
+func (v *verifiedCache) put(since uint64, sum [sha256.Size]byte, ca CAID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.changes != since {
+		return
+	}
 	if v.was == nil || len(v.was) >= maxVerified {
 		v.was = map[[sha256.Size]byte]CAID{}
 	}
@@ -51,7 +95,8 @@ func (v *verifiedCache) put(sum [sha256.Size]byte, ca CAID) {
 func (v *verifiedCache) clear() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.was = nil
+	v.was, v.chains = nil, nil
+	v.changes++
 }
 
 // Resolve recognises a device by its certificate; it makes the service an
@@ -134,11 +179,11 @@ func (s *Service) Nameless(ctx context.Context, chain []*x509.Certificate) (org 
 	if err != nil || !outside || check == CheckOff {
 		return a.Org, err
 	}
-	path, err := s.verify(ctx, chain, a, s.Now(), clientAuth)
+	found, err := s.verify(ctx, chain, a, s.Now(), clientAuth)
 	if err != nil {
 		return "", err
 	}
-	return a.Org, s.outsideGood(ctx, path, check)
+	return a.Org, s.outsideGood(ctx, found.path, check)
 }
 
 func (c *Certificate) good() error {
@@ -178,16 +223,17 @@ func (s *Service) recognised(ctx context.Context, chain []*x509.Certificate, sum
 	if ca, ok := s.verified.get(sum); ok {
 		return ca, nil
 	}
+	since := s.verified.now()
 	candidates, err := s.above(ctx, chain)
 	if err != nil {
 		return "", err
 	}
-	a, _, err := s.verifyAny(ctx, chain, candidates, time.Time{}, clientAuth)
+	found, err := s.verifyAny(ctx, chain, candidates, time.Time{}, clientAuth)
 	if err != nil {
 		return "", err
 	}
-	s.verified.put(sum, a.ID)
-	return a.ID, nil
+	s.verified.put(since, sum, found.ca.ID)
+	return found.ca.ID, nil
 }
 
 // above returns the CAs known here that a presented certificate names as its issuer.
@@ -262,6 +308,36 @@ func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certif
 	if now.After(leaf.NotAfter) {
 		at = leaf.NotBefore.Add(time.Second)
 	}
+	key := v.key(org, chain)
+	found, known := s.verified.chain(key, at)
+	if !known {
+		since := s.verified.now()
+		var err error
+		if found, err = s.validate(ctx, org, chain, v, at); err != nil {
+			return "", err
+		}
+		s.verified.putChain(since, key, found)
+	}
+	if err := s.NotRevoked(ctx, leaf); err != nil {
+		return "", err
+	}
+	return found.ca.ID, s.outsideGood(ctx, found.path, cmp.Or(v.Check, found.ca.Check, s.outsideCheck()))
+}
+
+// key is of a chain and all that it is verified by, save time and what CAs are.
+func (v *Validation) key(org string, chain []*x509.Certificate) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %t", org, v.CAs, v.AnyUsage)
+	for _, cert := range chain {
+		fmt.Fprintf(h, " %d:", len(cert.Raw))
+		h.Write(cert.Raw)
+	}
+	h.Sum(sum[:0])
+	return sum
+}
+
+// validate verifies a chain against the CAs of v that are the organisation's.
+func (s *Service) validate(ctx context.Context, org string, chain []*x509.Certificate, v Validation, at time.Time) (validated, error) {
 	trusted := make([]*authority, 0, len(v.CAs))
 	for _, ca := range v.CAs {
 		a, err := s.authority(ctx, ca)
@@ -269,7 +345,7 @@ func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certif
 			continue
 		}
 		if err != nil {
-			return "", err
+			return validated{}, err
 		}
 		trusted = append(trusted, a)
 	}
@@ -277,14 +353,7 @@ func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certif
 	if v.AnyUsage {
 		usage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
 	}
-	a, path, err := s.verifyAny(ctx, chain, trusted, at, usage)
-	if err != nil {
-		return "", err
-	}
-	if err := s.NotRevoked(ctx, leaf); err != nil {
-		return "", err
-	}
-	return a.ID, s.outsideGood(ctx, path, cmp.Or(v.Check, a.Check, s.outsideCheck()))
+	return s.verifyAny(ctx, chain, trusted, at, usage)
 }
 
 // NotRevoked refuses, as Unauthenticated, a certificate the inventory knows as revoked.
@@ -301,33 +370,32 @@ func (s *Service) NotRevoked(ctx context.Context, leaf *x509.Certificate) error 
 	})
 }
 
-// verifyAny verifies a chain against each of the CAs, and returns the one it leads
-// to with the path there; the zero time is now.
-func (s *Service) verifyAny(ctx context.Context, chain []*x509.Certificate, trusted []*authority, at time.Time, usage []x509.ExtKeyUsage) (*authority, []*x509.Certificate, error) {
+// verifyAny verifies a chain against each of the CAs; the zero time is now.
+func (s *Service) verifyAny(ctx context.Context, chain []*x509.Certificate, trusted []*authority, at time.Time, usage []x509.ExtKeyUsage) (validated, error) {
 	leaf := chain[0]
 	if at.IsZero() {
 		at = s.Now()
 	}
 	if weak(leaf.SignatureAlgorithm) {
-		return nil, nil, fault.New(fault.Unauthenticated, "the certificate is signed with %s, which proves nothing any more", leaf.SignatureAlgorithm)
+		return validated{}, fault.New(fault.Unauthenticated, "the certificate is signed with %s, which proves nothing any more", leaf.SignatureAlgorithm)
 	}
 	if err := GoodKey(leaf.PublicKey); err != nil {
-		return nil, nil, fault.New(fault.Unauthenticated, "the certificate's key is no good: %s", fault.Message(err))
+		return validated{}, fault.New(fault.Unauthenticated, "the certificate's key is no good: %s", fault.Message(err))
 	}
 	var worst error
 	for _, a := range trusted {
-		path, err := s.verify(ctx, chain, a, at, usage)
+		found, err := s.verify(ctx, chain, a, at, usage)
 		if err == nil {
-			return a, path, nil
+			return found, nil
 		}
 		if worst == nil || fault.KindOf(worst) == fault.Internal {
 			worst = err
 		}
 	}
 	if worst != nil {
-		return nil, nil, worst
+		return validated{}, worst
 	}
-	return nil, nil, untrusted(chain, trusted)
+	return validated{}, untrusted(chain, trusted)
 }
 
 func weak(alg x509.SignatureAlgorithm) bool {
@@ -344,9 +412,9 @@ func untrusted(chain []*x509.Certificate, _ []*authority) error {
 		top.Subject.String(), top.Issuer.String())
 }
 
-func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *authority, at time.Time, usage []x509.ExtKeyUsage) ([]*x509.Certificate, error) {
+func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *authority, at time.Time, usage []x509.ExtKeyUsage) (validated, error) {
 	if err := s.standing(ctx, a); err != nil {
-		return nil, err
+		return validated{}, err
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(a.cert)
@@ -354,17 +422,26 @@ func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *auth
 		between.AddCert(cert)
 	}
 	if err := s.addBelow(ctx, between, a.ID); err != nil {
-		return nil, err
+		return validated{}, err
 	}
 	paths, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: usage})
 	if err == nil {
-		return paths[0], nil
+		found := validated{ca: a, path: paths[0], from: chain[0].NotBefore, until: chain[0].NotAfter}
+		for _, cert := range paths[0] {
+			if cert.NotBefore.After(found.from) {
+				found.from = cert.NotBefore
+			}
+			if cert.NotAfter.Before(found.until) {
+				found.until = cert.NotAfter
+			}
+		}
+		return found, nil
 	}
-	return nil, invalidPath(chain, err)
+	return validated{}, unverified(chain, err)
 }
 
-// invalidPath says why the library could not verify a chain.
-func invalidPath(chain []*x509.Certificate, err error) error {
+// unverified says what the standard library finds wrong with a chain.
+func unverified(chain []*x509.Certificate, err error) error {
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		switch e.Reason {
 		case x509.Expired:

@@ -138,7 +138,7 @@ func (s *Service) CreateIn(ctx context.Context, tx store.Tx, n New) (Key, seal.S
 		return Key{}, nil, err
 	}
 	c := devices.Credential{Kind: identity.PSK, ID: string(k.Identity), State: n.State, CreatedAt: k.CreatedAt}
-	if _, err := s.Devices.Attach(ctx, tx, d.ID, c); err != nil {
+	if _, err := s.Devices.AttachTold(ctx, tx, d.ID, c); err != nil {
 		return Key{}, nil, err
 	}
 	e := audit.Entry{Action: "psk.create", Target: string(k.Identity), Device: d.ID, Org: d.Org}

@@ -36,7 +36,7 @@ func (t *Table[T]) Revise(ctx context.Context, db Engine, change func(key string
 			}
 			for _, f := range batch {
 				seen, last = seen+1, f.row.at
-				old := f.row.value
+				before := t.terms(f.row.value)
 				changed, err := change(f.key, &f.row.value)
 				if err != nil {
 					return err
@@ -45,7 +45,7 @@ func (t *Table[T]) Revise(ctx context.Context, db Engine, change func(key string
 					continue
 				}
 				n++
-				if err := t.write(tx, f.key, &old, f.row.value); err != nil {
+				if err := t.write(tx, f.key, before, f.row.value); err != nil {
 					return err
 				}
 			}

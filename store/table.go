@@ -142,13 +142,15 @@ func (t *Table[T]) Set(tx Tx, key string, v T) error {
 	case err != nil:
 		return err
 	}
-	return t.write(tx, key, &old, v)
+	return t.write(tx, key, t.terms(old), v)
 }
 
+// Put adds a record or replaces the one under key, without a look at it: it is for
+// tables without an index.
+func (t *Table[T]) Put(tx Tx, key string, v T) error { return t.write(tx, key, nil, v) }
+
 // Update changes the record under key in place and returns what it became, or
-// a NotFound fault. An error of change leaves the record as it was. What change
-// replaces it must replace whole: the maps and slices of *T are shared with the
-// record as it was.
+// a NotFound fault. An error of change leaves the record as it was.
 func (t *Table[T]) Update(tx Tx, key string, change func(*T) error) (T, error) {
 	b, err := tx.Get(t.record(key))
 	if err != nil {
@@ -159,18 +161,15 @@ func (t *Table[T]) Update(tx Tx, key string, change func(*T) error) (T, error) {
 		var zero T
 		return zero, t.missing()
 	}
-	old, err := t.decode(t.record(key), b)
-	if err != nil {
-		return old, err
-	}
-	v, err := t.decode(t.record(key), b) // a copy that shares nothing with old
+	v, err := t.decode(t.record(key), b)
 	if err != nil {
 		return v, err
 	}
+	before := t.terms(v)
 	if err := change(&v); err != nil {
 		return v, err
 	}
-	return v, t.write(tx, key, &old, v)
+	return v, t.write(tx, key, before, v)
 }
 
 // Delete removes the record under key and returns it, or a NotFound fault.
@@ -375,15 +374,27 @@ func (t *Table[T]) batch(ctx context.Context, db Engine, prefix, after []byte) (
 	return batch, err
 }
 
-// write stores v under key and brings the indexes from old, if there was one,
-// to v.
-func (t *Table[T]) write(tx Tx, key string, old *T, v T) error {
-	for _, i := range t.indexes {
-		var before []Term
-		if old != nil {
-			before = i.Terms(*old)
+// terms returns what v is found by, index by index.
+func (t *Table[T]) terms(v T) [][]Term {
+	if len(t.indexes) == 0 {
+		return nil
+	}
+	all := make([][]Term, len(t.indexes))
+	for n, i := range t.indexes {
+		all[n] = i.Terms(v)
+	}
+	return all
+}
+
+// write stores v under key and brings the indexes from the terms the record had, if
+// there was one, to those of v.
+func (t *Table[T]) write(tx Tx, key string, before [][]Term, v T) error {
+	for n, i := range t.indexes {
+		var old []Term
+		if before != nil {
+			old = before[n]
 		}
-		if err := t.reindex(tx, i, key, before, i.Terms(v)); err != nil {
+		if err := t.reindex(tx, i, key, old, i.Terms(v)); err != nil {
 			return err
 		}
 	}
