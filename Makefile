@@ -30,7 +30,7 @@ PACKAGES := \
 	strace \
 	strongswan-pki
 
-.PHONY: help build run test unit e2e check fmt lint tidy bench bench-scale soak faults fuzz cover packages dist clean
+.PHONY: help build run test unit e2e check fmt lint tidy bench bench-scale profiles soak faults fuzz cover packages dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,7 +80,10 @@ DEVICES ?= 1000000
 T       ?= 10m
 
 bench-scale: build ## what must not grow with the fleet (DEVICES=10000000)
-	@$(BENCH) -name 'resolve|https|start|scale' -devices $(DEVICES)
+	@$(BENCH) -name 'resolve|https|start|crl|scale' -devices $(DEVICES)
+
+profiles: build ## CPU and allocations of the server under the benchmarks, into profiles/ (NAME=regexp), for go tool pprof
+	@$(BENCH) -name '$(if $(filter .,$(NAME)),enrol|handshake|coap|https,$(NAME))' -rounds 2 -profiles profiles
 
 soak: build ## everything at once for a time: T=10m
 	@$(BENCH) -soak $(T)

@@ -467,23 +467,44 @@ func (s *Service) Sweep(ctx context.Context, now time.Time) error {
 		return nil
 	}
 	old := now.Add(-s.Config.PendingTTL)
+	var batch []string
 	for d, err := range table.All(ctx, s.DB, "age", store.TermOf("junk")) {
-		if err != nil || d.CreatedAt.After(old) { // the rest is younger still
+		if err != nil {
 			return err
 		}
-		err := s.DB.Update(ctx, func(tx store.Tx) error {
-			d, err := table.Get(tx, d.ID)
+		if d.CreatedAt.After(old) { // the rest is younger still
+			break
+		}
+		if batch = append(batch, d.ID); len(batch) == sweepBatch {
+			if err := s.evict(ctx, batch); err != nil {
+				return err
+			}
+			batch = batch[:0]
+		}
+	}
+	return s.evict(ctx, batch)
+}
+
+// sweepBatch is how many devices one transaction of Sweep removes.
+const sweepBatch = 200
+
+func (s *Service) evict(ctx context.Context, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		for _, deviceID := range ids {
+			d, err := table.Get(tx, deviceID)
 			if fault.Is(err, fault.NotFound) || err == nil && !d.junk() {
-				return nil // somebody has, meanwhile
+				continue // somebody has, meanwhile
 			}
 			if err != nil {
 				return err
 			}
-			return s.remove(ctx, tx, d)
-		})
-		if err != nil {
-			return err
+			if err := s.remove(ctx, tx, d); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }

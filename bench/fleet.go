@@ -39,7 +39,7 @@ import (
 type fleet struct {
 	dir   string
 	n     int
-	took  time.Duration // to build; 0 if it was there
+	took  time.Duration // to build
 	spent time.Duration // of CPU, for that
 	size  int64         // of the database
 	some  []member      // some of the devices, at random
@@ -108,6 +108,14 @@ func (f *fleet) load() error {
 		return err
 	}
 	f.size = info.Size()
+	if b, err = os.ReadFile(filepath.Join(f.dir, "built.json")); err != nil {
+		return err
+	}
+	var built building
+	if err := json.Unmarshal(b, &built); err != nil {
+		return err
+	}
+	f.took, f.spent = built.Took, built.Spent
 	file, err := os.Open(f.list())
 	if err != nil {
 		return err
@@ -182,8 +190,15 @@ func (f *fleet) make(ctx context.Context, some func(context.Context, *server.Ser
 	if err := out.Close(); err != nil {
 		return err
 	}
-	return os.Rename(out.Name(), f.list())
+	b, err := json.Marshal(building{f.took, f.spent})
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(f.dir, "built.json"), b, 0o600), os.Rename(out.Name(), f.list()))
 }
+
+// building is how long it took to make a fleet.
+type building struct{ Took, Spent time.Duration }
 
 func (f *fleet) readAdmin() error {
 	b, err := os.ReadFile(filepath.Join(f.dir, "admin.json"))

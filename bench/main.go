@@ -43,6 +43,7 @@ var benches = []bench{
 	{"bootstrap", "LwM2M bootstraps of 64 clients over DTLS, handshake included, by the server's own CPU time.", bootstrapBench},
 	{"psk", "Pre-shared keys made over the REST API, each for a new device and recorded before it is answered, one a request and a thousand.", pskBench},
 	{"import", "Making devices with a pre-shared key each, a thousand a transaction, against bare bbolt taking the same bytes.", importBench},
+	{"crl", "Lists of revoked certificates after one revocation more, by CPU time in the process; the bare one is made of entries in memory, and kept nowhere.", crlBench},
 	{"scale", "What should not grow with the fleet, in the process.", scaleBench},
 }
 
@@ -54,6 +55,7 @@ type settings struct {
 	keep    string // where large stores are kept from run to run; "" for nowhere
 	devices int    // in the large store
 
+	revoked  int    // certificates of a CA
 	profiles string // the directory profiles are written to; "" for none
 }
 
@@ -82,6 +84,7 @@ func main() {
 	flag.StringVar(&s.binary, "keystead", "bin/keystead", "the server's `binary`")
 	flag.StringVar(&s.keep, "keep", "", "keep the stores that were built in this `directory`, and use them if they are there")
 	flag.IntVar(&s.devices, "devices", 1_000_000, "how many devices the large store has")
+	flag.IntVar(&s.revoked, "revoked", 100_000, "how many certificates of a CA are revoked")
 	flag.StringVar(&s.profiles, "profiles", "", "write profiles of the server's CPU and allocations to this `directory`")
 	lasting := flag.Duration("soak", 0, "instead, load a server with everything at once for so `long`, and look how it develops")
 	flag.Parse()

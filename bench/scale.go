@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"keystead/devices"
+	"keystead/identity"
 	"keystead/page"
 	"keystead/server"
 	"keystead/store"
@@ -37,17 +38,15 @@ func scaleBench(r *run) error {
 			}
 		}
 	}
+	var kinds kindsTable
 	for i, n := range []int{1000, r.devices} {
 		f, err := r.fleetOf(n)
 		if err != nil {
 			return err
 		}
 		if i == 1 {
-			built := "it was there"
-			if f.took > 0 {
-				built = figure(float64(n)/f.took.Seconds()) + " a second"
-			}
-			fmt.Fprintf(r.out, "A fleet of %s devices with two labels and a pre-shared key each: %s bytes a device in the file, built at: %s.\n\n", thousands(n), thousands(int(f.size)/n), built)
+			fmt.Fprintf(r.out, "A fleet of %s devices with two labels, a pre-shared key, a certificate, an accepted auth set and a thing key each: %s bytes a device in the file. It was built at %s devices a second, %s µs of CPU a device.\n\n",
+				thousands(n), thousands(int(f.size)/n), figure(float64(n)/f.took.Seconds()), figure(float64(f.spent.Microseconds())/float64(n)))
 		}
 		s, err := server.Build(r.ctx, configuration(f.dir), slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -63,6 +62,10 @@ func scaleBench(r *run) error {
 			return err
 		}
 		deep := page.At(slices.MinFunc(f.some, func(a, b member) int { return -compare(a.device, b.device) }).device[:35])
+		if err := kinds.measure(r, i, f, s); err != nil {
+			s.Close()
+			return err
+		}
 		for _, op := range []struct {
 			name string
 			goal goal
@@ -94,7 +97,7 @@ func scaleBench(r *run) error {
 		}
 		add(i, "devices with a key made a second, 64 writers", atLeast(0.4, " of that at 1,000"), rates, "/s")
 		if i == 1 {
-			if err := backup(r, s, f); err != nil {
+			if err := errors.Join(backup(r, s, f), sweepBench(ctx, r, s)); err != nil {
 				s.Close()
 				return err
 			}
@@ -115,6 +118,39 @@ func scaleBench(r *run) error {
 		table = append(table, []string{row.name, row.text[0], row.text[1], goals})
 	}
 	r.table(table...)
+	fmt.Fprintln(r.out)
+	r.table(append([][]string{{"a resolve by", "p50, p99 at 1,000 devices", "at " + thousands(r.devices)}}, kinds...)...)
+	return nil
+}
+
+// kindsTable has a row for each kind of credential.
+type kindsTable [][]string
+
+// measure takes the time of resolves by each kind of credential, of random devices.
+func (t *kindsTable) measure(r *run, column int, f *fleet, s *server.Server) error {
+	for row, kind := range credentialKinds {
+		proofs := make([]identity.Proof, 0, 200)
+		for range cap(proofs) {
+			p, err := kind.proof(f.context(r.ctx), s, f.some[rand.IntN(len(f.some))])
+			if err != nil {
+				return fmt.Errorf("%s: %w", kind.name, err)
+			}
+			proofs = append(proofs, p)
+		}
+		var took []time.Duration
+		for started := time.Now(); time.Since(started) < r.time/2; {
+			at := time.Now()
+			if _, err := s.Resolver.Resolve(r.ctx, proofs[len(took)%len(proofs)]); err != nil {
+				return fmt.Errorf("%s: %w", kind.name, err)
+			}
+			took = append(took, time.Since(at))
+		}
+		slices.Sort(took)
+		if column == 0 {
+			*t = append(*t, []string{kind.name})
+		}
+		(*t)[row] = append((*t)[row], fmt.Sprintf("%v, %v", quantile(took, 0.5), quantile(took, 0.99)))
+	}
 	return nil
 }
 

@@ -309,7 +309,24 @@ func mixLoad(o order) error {
 			return nil
 		}
 	}
+	authDevices, err := c.authDevices(50)
+	if err != nil {
+		return err
+	}
+	backups := time.Now()
 	operations := []operation{
+		{"backup", 1, func() error {
+			mu.Lock()
+			due := time.Since(backups) > max(o.Time/10, 5*time.Second)
+			if due {
+				backups = time.Now()
+			}
+			mu.Unlock()
+			if !due {
+				return c.call(http.MethodGet, "/api/v1/backups", nil, nil)
+			}
+			return c.call(http.MethodPost, "/api/v1/backups", map[string]any{}, nil)
+		}},
 		{"psk create", 4, create},
 		{"device delete", 4, device("delete")},
 		{"suspend and resume", 2, device("suspend")},
@@ -317,6 +334,15 @@ func mixLoad(o order) error {
 		{"whoami", 6, func() error { return c.call(http.MethodGet, "/api/v1/whoami", nil, nil) }},
 		{"audit list", 1, func() error { return c.call(http.MethodGet, "/api/v1/audit?limit=20", nil, nil) }},
 		{"est enrol", 2, func() error { return c.enrol(token) }},
+		{"est renew", 2, renewals(c, token)},
+		{"certificate revoke", 1, func() error {
+			d, err := c.enrolled(token)
+			if err != nil {
+				return err
+			}
+			return c.call(http.MethodPost, "/api/v1/certificates/"+d.serial()+"/revoke", map[string]string{"reason": "superseded"}, nil)
+		}},
+		{"device token", 3, func() error { return c.deviceToken(authDevices) }},
 		{"dtls handshake", 6, func() error { return handshake(o.CoAP, o.Keys[mrand.IntN(len(o.Keys))]) }},
 	}
 	return mix(o, operations)

@@ -2,10 +2,12 @@ package pki
 
 import (
 	"context"
-	"crypto/rand"
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/big"
 	"strconv"
@@ -133,7 +135,7 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 	if err != nil {
 		return CRL{}, err
 	}
-	list := &x509.RevocationList{ThisUpdate: now, NextUpdate: now.Add(crlValidity)}
+	list := crlDER{thisUpdate: now, nextUpdate: now.Add(crlValidity)}
 	var over []revocation
 	for r, err := range revocations.All(ctx, s.DB, "shard", store.TermOf(string(a.ID), shardName(shard))) {
 		if err != nil {
@@ -143,14 +145,14 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 			over = append(over, r)
 			continue
 		}
-		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{
-			SerialNumber: r.Serial.number(), RevocationTime: r.At, ReasonCode: int(r.Reason),
-		})
+		if err := list.add(r.Serial, r.At, r.Reason); err != nil {
+			return CRL{}, err
+		}
 	}
 	number := max(last+1, uint64(now.UnixMilli()))
-	list.Number = new(big.Int).SetUint64(number)
+	list.number = number
 	if a.Shards > 1 && s.PublicHTTP != "" {
-		list.ExtraExtensions = []pkix.Extension{{Id: oidIssuingPoint, Critical: true, Value: mustMarshal(crlPoint{
+		list.extra = []pkix.Extension{{Id: oidIssuingPoint, Critical: true, Value: mustMarshal(crlPoint{
 			pointName{FullName: []asn1.RawValue{uriName(crlURL(s.PublicHTTP, a.ID, shard))}},
 		})}}
 	}
@@ -158,11 +160,11 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 	if err != nil {
 		return CRL{}, err
 	}
-	der, err := x509.CreateRevocationList(rand.Reader, list, signingCert(a), key)
+	der, err := list.sign(a, key)
 	if err != nil {
 		return CRL{}, fmt.Errorf("pki: crl %s/%d: %w", a.ID, shard, err)
 	}
-	crl := CRL{CA: a.ID, Shard: shard, Number: number, DER: der, IssuedAt: now, Expires: list.NextUpdate, Changes: state.Changes, Entries: len(list.RevokedCertificateEntries)}
+	crl := CRL{CA: a.ID, Shard: shard, Number: number, DER: der, IssuedAt: now, Expires: list.nextUpdate, Changes: state.Changes, Entries: list.entries}
 	return crl, s.DB.Update(ctx, func(tx store.Tx) error {
 		for _, r := range over {
 			if _, err := revocations.Delete(tx, revocationKey(r.CA, r.Serial)); err != nil && !fault.Is(err, fault.NotFound) {
@@ -173,15 +175,94 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 	})
 }
 
-// signingCert is the CA's certificate as the standard library wants it: with a
-// key identifier.
-func signingCert(a *authority) *x509.Certificate {
-	if len(a.cert.SubjectKeyId) > 0 {
-		return a.cert
+// crlDER is a list in the making. Its entries are encoded as they come: by reflection,
+// as the standard library has it, a long list takes longer to encode than to read.
+type crlDER struct {
+	thisUpdate, nextUpdate time.Time
+	number                 uint64
+	extra                  []pkix.Extension
+	revoked                []byte
+	entries                int
+}
+
+type tbsCRL struct {
+	Version    int // 1: of version 2
+	Signature  pkix.AlgorithmIdentifier
+	Issuer     asn1.RawValue
+	ThisUpdate time.Time
+	NextUpdate time.Time
+	Revoked    asn1.RawValue    `asn1:"optional"`
+	Extensions []pkix.Extension `asn1:"explicit,tag:0"`
+}
+
+var oidCRLNumber = asn1.ObjectIdentifier{2, 5, 29, 20}
+
+// reasonHead is an extension with the reason of an entry, up to that (RFC 5280, 5.3.1).
+var reasonHead = []byte{0x30, 0x0c, 0x30, 0x0a, 0x06, 0x03, 0x55, 0x1d, 0x15, 0x04, 0x03, 0x0a, 0x01}
+
+// add adds an entry. Unspecified is said by saying nothing.
+func (l *crlDER) add(serial Serial, at time.Time, reason Reason) error {
+	number, err := hex.DecodeString(string(serial))
+	if err != nil || len(number) == 0 || len(number) > 21 {
+		return fmt.Errorf("pki: the serial number %q cannot be listed", serial)
 	}
-	cert := *a.cert
-	cert.SubjectKeyId = keyID(cert.PublicKey)
-	return &cert
+	for len(number) > 1 && number[0] == 0 && number[1] < 0x80 {
+		number = number[1:]
+	}
+	if number[0] >= 0x80 {
+		number = append([]byte{0}, number...)
+	}
+	tag, form := byte(asn1.TagUTCTime), "060102150405Z"
+	if at = at.UTC(); at.Year() < 1950 || at.Year() >= 2050 {
+		tag, form = asn1.TagGeneralizedTime, "20060102150405Z"
+	}
+	size := 2 + len(number) + 2 + len(form)
+	if reason != Unspecified {
+		size += len(reasonHead) + 1
+	}
+	l.revoked = append(l.revoked, 0x30, byte(size), asn1.TagInteger, byte(len(number)))
+	l.revoked = append(l.revoked, number...)
+	l.revoked = at.AppendFormat(append(l.revoked, tag, byte(len(form))), form)
+	if reason != Unspecified {
+		l.revoked = append(append(l.revoked, reasonHead...), byte(reason))
+	}
+	l.entries++
+	return nil
+}
+
+// sign signs the list as the CA, and checks the signature.
+func (l *crlDER) sign(a *authority, key crypto.Signer) ([]byte, error) {
+	if a.cert.KeyUsage&x509.KeyUsageCRLSign == 0 {
+		return nil, errors.New("the CA's certificate does not let it sign lists (key usage)")
+	}
+	alg, _, err := signatureOf(a.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	tbs := tbsCRL{
+		Version: 1, Signature: alg, Issuer: asn1.RawValue{FullBytes: a.cert.RawSubject}, ThisUpdate: l.thisUpdate, NextUpdate: l.nextUpdate,
+		Extensions: append([]pkix.Extension{
+			{Id: oidAuthorityKeyID, Value: mustMarshal(struct {
+				ID []byte `asn1:"tag:0"`
+			}{subjectKeyID(a.cert)})},
+			{Id: oidCRLNumber, Value: mustMarshal(new(big.Int).SetUint64(l.number))},
+		}, l.extra...),
+	}
+	if l.entries > 0 { // an empty list is left out (RFC 5280, 5.1.2.6)
+		tbs.Revoked = asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: l.revoked}
+	}
+	der, err := asn1.Marshal(tbs)
+	if err != nil {
+		return nil, err
+	}
+	signature, err := signBytes(key, a.Algorithm, der)
+	if err != nil {
+		return nil, err
+	}
+	if !verifies(key.Public(), a.Algorithm, der, signature) {
+		return nil, errBadSignature
+	}
+	return withSignature(der, a.Algorithm, signature)
 }
 
 // CRLPath parses "<shard>" of the path of a CRL.

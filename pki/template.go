@@ -86,8 +86,8 @@ var (
 // certificate says when it was made anyway.
 func newSerial(now time.Time) *big.Int {
 	b := make([]byte, 17)
-	rand.Read(b)                                                                              // never fails, never short
-	binary.BigEndian.PutUint64(b, 0x40<<56|uint64(now.UnixMilli())&(1<<48-1)<<8|uint64(b[7])) //nolint:gosec // G115: 48 bits of it
+	rand.Read(b) // never fails, never short
+	binary.BigEndian.PutUint64(b, 0x40<<56|uint64(now.UnixMilli())&(1<<48-1)<<8|uint64(b[7]))
 	return new(big.Int).SetBytes(b)
 }
 

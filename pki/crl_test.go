@@ -1,0 +1,72 @@
+package pki_test
+
+import (
+	"crypto/x509"
+	"fmt"
+	"testing"
+	"time"
+
+	"keystead/pki"
+	"keystead/store"
+)
+
+// The list is encoded here, and read by the standard library and openssl.
+func TestCRLSaysWhatWasRevoked(t *testing.T) {
+	h := open(t)
+	ca, err := h.DefaultCA(h.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]pki.Reason{}
+	for i, reason := range []pki.Reason{pki.Unspecified, pki.KeyCompromise, pki.Superseded, pki.CertificateHold, pki.AACompromise} {
+		c, _ := h.enrol(t, newKey(t), fmt.Sprintf("pump-%d", i))
+		if _, err := h.Revoke(h.ctx, string(c.Serial), reason); err != nil {
+			t.Fatal(err)
+		}
+		want[string(c.Serial)] = reason
+	}
+	// Numbers as others make them: short, and with the first bit set.
+	for _, serial := range []string{"01", "80", "ff00", "0080"} {
+		if err := h.DB.Update(h.ctx, func(tx store.Tx) error {
+			return h.RevokedForTest(tx, ca.ID, serial, time.Date(2060, 1, 1, 0, 0, 0, 0, time.UTC))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := pki.ParseSerial(serial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want[string(parsed)] = pki.Unspecified
+	}
+	path, err := h.Path(h.ctx, ca.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for shard := range max(ca.Shards, 1) {
+		crl, err := h.CRL(t.Context(), ca.ID, shard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := x509.ParseRevocationList(crl.DER)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := list.CheckSignatureFrom(path[0]); err != nil {
+			t.Errorf("shard %d: %v", shard, err)
+		}
+		if string(list.AuthorityKeyId) != string(path[0].SubjectKeyId) || list.Number.Uint64() != crl.Number {
+			t.Errorf("shard %d: got key id %x and number %v, want %x and %d", shard, list.AuthorityKeyId, list.Number, path[0].SubjectKeyId, crl.Number)
+		}
+		for _, e := range list.RevokedCertificateEntries {
+			serial := string(pki.SerialOf(e.SerialNumber))
+			reason, listed := want[serial]
+			if !listed || int(reason) != e.ReasonCode || e.RevocationTime.IsZero() {
+				t.Errorf("%s is listed with reason %d, want %v, %v", serial, e.ReasonCode, listed, reason)
+			}
+			delete(want, serial)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("not listed: %v", want)
+	}
+}
