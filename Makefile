@@ -89,8 +89,8 @@ soak: build ## everything at once for a time: T=10m
 	@$(BENCH) -soak $(T)
 
 faults: packages build ## kill -9, power cuts, full and failing disks, damaged files, floods, bad networks: what was tried and what was lost
-	@{ $(GO) test -json -count=1 -run '$(FAULTS)' ./store/bolt ./coapgw || true; \
-	  $(GO) test -json -count=1 -tags e2e -timeout 20m -run '$(FAULTS)' ./e2e || true; } | $(GO) run ./internal/tested
+	@{ $(GO) test -json -count=1 -run '$(FAULTS)' ./store/bolt ./coapgw ./server ./id || true; \
+	  $(GO) test -json -count=1 -tags e2e -timeout 20m -run '$(FAULTS)' ./e2e || true; } | $(GO) run ./internal/tested -faults
 
 FAULTS := Kill|Power|Disk|Fsync|Damage|Flood|Spoof|Network|Clock|Restore
 

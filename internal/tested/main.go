@@ -56,6 +56,13 @@ type summary struct {
 	broken                  int          // packages that failed with no test failing in them
 	said                    map[name][]string
 	slow                    []took
+	figures                 []figure
+}
+
+// figure is what a test reports of what it tried, and what came of it.
+type figure struct {
+	name
+	text string
 }
 
 const (
@@ -64,6 +71,7 @@ const (
 )
 
 func main() {
+	table := flag.Bool("faults", false, "end with a table of what the tests say they tried, and whether anything was lost")
 	again := flag.Bool("again", false, "run a few failed tests once more, alone")
 	flag.Parse()
 	s := newSummary(os.Stdout)
@@ -73,6 +81,9 @@ func main() {
 	}
 	if *again {
 		s.again(run)
+	}
+	if *table {
+		s.table()
 	}
 	os.Exit(s.end())
 }
@@ -130,8 +141,9 @@ func (s *summary) add(e event) {
 	case "output", "build-output":
 		s.said[n] = append(s.said[n], e.Output)
 		// What a test reports as a figure is worth seeing when it passes, too.
-		if strings.Contains(e.Output, "figure: ") {
+		if _, text, ok := strings.Cut(e.Output, "figure: "); ok {
 			fmt.Fprint(s.out, e.Output)
+			s.figures = append(s.figures, figure{n, strings.TrimSpace(text)})
 		}
 	case "pass", "fail", "skip":
 		if e.Test == "" {
@@ -198,6 +210,23 @@ func (s *summary) anyFailedIn(pkg string) bool {
 		}
 	}
 	return false
+}
+
+// table prints a line for each figure. A test that fails has lost something, or may
+// have: what it said stands above.
+func (s *summary) table() {
+	fmt.Fprintf(s.out, "\n%-44s %-8s %s\n", "tried", "lost", "what was done and survived")
+	for _, f := range s.figures {
+		lost := "nothing"
+		if s.failures[f.top()] > 0 {
+			lost = "FAILED"
+		}
+		fmt.Fprintf(s.out, "%-44s %-8s %s\n", strings.TrimPrefix(f.top().test, "Test"), lost, f.text)
+	}
+	for _, n := range slices.SortedFunc(maps.Keys(s.failures), func(a, b name) int { return strings.Compare(a.test, b.test) }) {
+		fmt.Fprintf(s.out, "%-44s %-8s what it said stands above\n", strings.TrimPrefix(n.test, "Test"), "FAILED")
+	}
+	fmt.Fprintln(s.out)
 }
 
 func (s *summary) end() int {

@@ -45,3 +45,19 @@ func TestWhatFailsTwiceHasFailed(t *testing.T) {
 		})
 	}
 }
+
+func TestFaultsAreATable(t *testing.T) {
+	var out bytes.Buffer
+	s := newSummary(&out)
+	events := `{"Action":"output","Package":"keystead/e2e","Test":"TestKilled","Output":"    kill_test.go:59: figure: 9 times killed: nothing lost\n"}` + "\n" + passes + fails
+	if err := s.read(strings.NewReader(events)); err != nil {
+		t.Fatal(err)
+	}
+	out.Reset()
+	s.table()
+	for _, want := range []string{"Killed  ", "nothing  9 times killed: nothing lost", "B  ", "FAILED"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("got\n%s\nwithout %q", out.String(), want)
+		}
+	}
+}
