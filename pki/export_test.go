@@ -36,7 +36,7 @@ func (o *Outside) ReadForTest(der []byte, cert, issuer *x509.Certificate) (until
 }
 
 // NewSerialForTest draws a serial number.
-func NewSerialForTest() string { return string(newSerial().Bytes()) }
+func NewSerialForTest() string { return string(newSerial(time.Now()).Bytes()) }
 
 // SetSerialForTest has p be issued under a serial number.
 func (p *Prepared) SetSerialForTest(serial Serial) error {
