@@ -51,10 +51,16 @@ func newCookies() (*cookies, error) {
 
 // of returns the cookie for a hello from a source in the period of a time.
 func (c *cookies) of(from netip.AddrPort, h *hello, at time.Time) cookie {
-	return c.in(uint64(at.UnixNano())/uint64(cookiePeriod), from, h) //nolint:gosec // G115: after 1970
+	return c.in(period(at), from, h)
 }
 
-func (c *cookies) in(period uint64, from netip.AddrPort, h *hello) (k cookie) {
+// period numbers the periods of time, big-endian.
+func period(at time.Time) (p [8]byte) {
+	binary.BigEndian.PutUint64(p[:], uint64(at.UnixNano()/int64(cookiePeriod)))
+	return p
+}
+
+func (c *cookies) in(period [8]byte, from netip.AddrPort, h *hello) (k cookie) {
 	mac, ok := c.macs.Get().(hash.Hash)
 	if !ok {
 		panic("coapgw: not a hash") // nothing else is in the pool
@@ -62,7 +68,7 @@ func (c *cookies) in(period uint64, from netip.AddrPort, h *hello) (k cookie) {
 	defer c.macs.Put(mac)
 	mac.Reset()
 	var head [26]byte
-	binary.BigEndian.PutUint64(head[:], period)
+	copy(head[:], period[:])
 	addr := from.Addr().As16()
 	copy(head[8:], addr[:])
 	binary.BigEndian.PutUint16(head[24:], from.Port())
@@ -70,7 +76,7 @@ func (c *cookies) in(period uint64, from netip.AddrPort, h *hello) (k cookie) {
 	mac.Write(h.before) // each of the two tells its own length
 	mac.Write(h.after)
 	var sum [sha256.Size]byte
-	k[0] = byte(period)
+	k[0] = period[7]
 	copy(k[1:], mac.Sum(sum[:0]))
 	return k
 }
@@ -81,11 +87,11 @@ func (c *cookies) valid(from netip.AddrPort, h *hello, now time.Time) bool {
 	if len(h.cookie) != cookieLength {
 		return false
 	}
-	period := uint64(now.UnixNano()) / uint64(cookiePeriod) //nolint:gosec // G115: after 1970
-	if byte(period) != h.cookie[0] {
-		period--
+	then := period(now)
+	if then[7] != h.cookie[0] {
+		then = period(now.Add(-cookiePeriod))
 	}
-	want := c.in(period, from, h)
+	want := c.in(then, from, h)
 	return hmac.Equal(want[:], h.cookie)
 }
 
@@ -98,9 +104,9 @@ func (c *cookies) expect(conn *dtls.Conn, k cookie) {
 // cookieOffset says where pion keeps the cookie of a connection, for which it has no option.
 func cookieOffset() (uintptr, error) {
 	state, ok := reflect.TypeFor[dtls.Conn]().FieldByName("state")
-	if ok && state.Type == reflect.TypeFor[dtls.State]() {
+	if ok && len(state.Index) == 1 && state.Type == reflect.TypeFor[dtls.State]() {
 		kept, ok := state.Type.FieldByName("cookie")
-		if ok && kept.Type == reflect.TypeFor[[]byte]() {
+		if ok && len(kept.Index) == 1 && kept.Type == reflect.TypeFor[[]byte]() { // not those of a struct within
 			return state.Offset + kept.Offset, nil
 		}
 	}
@@ -191,8 +197,6 @@ func cut(b []byte, skip, size int) (first, rest []byte, ok bool) {
 
 func uint24(b []byte) int { return int(b[0])<<16 | int(b[1])<<8 | int(b[2]) }
 
-func appendUint24(b []byte, n int) []byte { return append(b, byte(n>>16), byte(n>>8), byte(n)) }
-
 // suites returns the cipher suites of a hello that we have, in the client's
 // order; all of ours if there are none, for pion to refuse it by.
 func (h *hello) suites(ours []dtls.CipherSuiteID) []dtls.CipherSuiteID {
@@ -216,7 +220,8 @@ func (h *hello) suites(ours []dtls.CipherSuiteID) []dtls.CipherSuiteID {
 // may differ from one to the other, and take pion long to read.
 func (h *hello) bare() []byte {
 	length := len(h.before) + 1 + len(h.after)
-	b := appendHandshake(make([]byte, 0, recordHeader+handshakeHeader+length), clientHello, h.record-1, length)
+	b := make([]byte, 0, recordHeader+handshakeHeader+length)
+	b = appendHandshake(b, clientHello, h.record-1, uint16(length)) //nolint:gosec // G115: it came in a record
 	b = append(b, h.before...)
 	b = append(b, 0)
 	return append(b, h.after...)
@@ -233,13 +238,13 @@ func (h *hello) request(k cookie) []byte {
 
 // appendHandshake appends the headers of the first handshake message of either
 // side, alone in its record.
-func appendHandshake(b []byte, kind byte, record uint64, length int) []byte {
+func appendHandshake(b []byte, kind byte, record uint64, length uint16) []byte {
 	b = append(b, typeHandshake, 0xfe, 0xfd)
-	b = binary.BigEndian.AppendUint64(b, record)                         // epoch 0
-	b = binary.BigEndian.AppendUint16(b, uint16(handshakeHeader+length)) //nolint:gosec // G115: it came in a record
-	b = appendUint24(append(b, kind), length)
-	b = append(b, 0, 0, 0, 0, 0)
-	return appendUint24(b, length)
+	b = binary.BigEndian.AppendUint64(b, record) // epoch 0
+	b = binary.BigEndian.AppendUint16(b, handshakeHeader+length)
+	b = binary.BigEndian.AppendUint16(append(b, kind, 0), length)
+	b = append(b, 0, 0, 0, 0, 0, 0) // message 0, all of it
+	return binary.BigEndian.AppendUint16(b, length)
 }
 
 // renumber adds to the numbers of the records of epoch 0 in a datagram: those of pion

@@ -1,0 +1,34 @@
+package coapgw //nolint:testpackage // it looks at what is written into pion's connection
+
+import (
+	"bytes"
+	"net"
+	"reflect"
+	"testing"
+
+	"github.com/pion/dtls/v3"
+)
+
+// TestPionExpectsOurCookie is the first to fail when an upgrade of pion moves
+// its cookie; docs/decisions/0023 says what to do then.
+func TestPionExpectsOurCookie(t *testing.T) {
+	c, err := newCookies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	conn, err := dtls.ServerWithOptions(socket, socket.LocalAddr(), dtls.WithPSK(func([]byte) ([]byte, error) { return nil, nil }), dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	k := cookie{1, 2, 3, 19: 20}
+	c.expect(conn, k)
+	if got := reflect.ValueOf(conn).Elem().FieldByName("state").FieldByName("cookie").Bytes(); !bytes.Equal(got, k[:]) {
+		t.Errorf("pion expects %x, want %x", got, k)
+	}
+}
