@@ -244,7 +244,7 @@ func (o *Outside) ask(ctx context.Context, url string, cert, issuer *x509.Certif
 		if err != nil {
 			return fmt.Errorf("pki: OCSP request: %w", err)
 		}
-		der, err := o.Fetch(ctx, url, "application/ocsp-request", request, maxOutsideOCSP)
+		der, err := o.fetch(ctx, url, "application/ocsp-request", request, maxOutsideOCSP)
 		if err != nil {
 			return fmt.Errorf("pki: %s: %w", url, err)
 		}
@@ -327,7 +327,7 @@ func namesIssuer(a *ocsp.Response, cert, issuer *x509.Certificate) bool {
 // list returns the CRL at a URL, if issuer has signed it.
 func (o *Outside) list(ctx context.Context, url string, issuer *x509.Certificate) (*outsideList, error) {
 	a, err := o.answer("crl "+url+" "+Fingerprint(issuer.Raw), func(a *outsideAnswer) error {
-		der, err := o.Fetch(ctx, url, "", nil, MaxCRL)
+		der, err := o.fetch(ctx, url, "", nil, MaxCRL)
 		if err != nil {
 			return fmt.Errorf("pki: %s: %w", url, err)
 		}
@@ -404,6 +404,13 @@ func (l *outsideList) covers(cert *x509.Certificate) error {
 		}
 	}
 	return errors.New("pki: the CRL is for other certificates of the CA")
+}
+
+// fetch is Fetch to its end, whether or not the one who caused it waits: what comes of it
+// is kept for everybody, and a client must not be able to make a look-up fail, and then
+// be let through by a soft check, by hanging up.
+func (o *Outside) fetch(ctx context.Context, url, media string, body []byte, most int64) ([]byte, error) {
+	return o.Fetch(context.WithoutCancel(ctx), url, media, body, most)
 }
 
 // answer returns what is kept under key, or has it asked: once for all who wait, and

@@ -151,6 +151,30 @@ func TestOutsideCertificatesAreLookedUp(t *testing.T) {
 }
 
 // Where a DMS has a word of its own it counts, and the configuration's where a CA has none.
+// A device whose certificate is revoked must not be able to have the look-up fail by
+// hanging up, and come in, while the failure is remembered, past a check that is soft.
+func TestHangingUpDoesNotHideThatACertificateIsRevoked(t *testing.T) {
+	h := open(t)
+	o := withAbroad(t, h, pki.CheckSoft)
+	c, _ := o.enrol(t, newKey(t), "pump")
+	chain := o.chain(t, c)[:2]
+	if _, err := o.Revoke(o.ctx, string(c.Serial), pki.KeyCompromise); err != nil {
+		t.Fatal(err)
+	}
+	ctx, hangUp := context.WithCancel(t.Context())
+	h.Outside.Fetch = func(ctx context.Context, url, media string, body []byte, most int64) ([]byte, error) {
+		hangUp()
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		return o.fetch(ctx, url, media, body, most)
+	}
+	_, _ = h.Validate(ctx, org, chain, pki.Validation{CAs: []pki.CAID{o.ca.ID}}) // nobody is there to be answered
+	if err := o.validate(t, h, chain); !fault.Is(err, fault.Unauthenticated) {
+		t.Errorf("after it hung up and came again: got %v, want it to be refused", err)
+	}
+}
+
 func TestWhoseRevocationCheckCounts(t *testing.T) {
 	h := open(t)
 	o := withAbroad(t, h, pki.CheckOff)
