@@ -96,6 +96,7 @@ func (s *Server) forwardRequest(c echo.Context) error {
 	case s.forward == nil:
 		return echo.ErrNotFound
 	}
+	epoch := s.Devices.Epoch() // before the proof: what is revoked from here on ends the exchange
 	if err := s.prove(c); err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func (s *Server) forwardRequest(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.pass(c, r, upgrade)
+	return s.pass(c, r, upgrade, epoch)
 }
 
 // plainPath reports whether everybody who reads a path finds the same in it: a device must
@@ -152,8 +153,8 @@ const answerGrace = 5 * time.Second
 var errEnded = fault.New(fault.Unauthenticated, "the device or its credential was revoked meanwhile")
 
 // pass is the exchange itself. It ends in time, a WebSocket when the credential expires, and
-// both as soon as the credential is good no more.
-func (s *Server) pass(c echo.Context, r *http.Request, upgrade bool) error {
+// both as soon as the credential is good no more; epoch is from before it was proven.
+func (s *Server) pass(c echo.Context, r *http.Request, upgrade bool, epoch uint64) error {
 	actor := identity.FromContext(r.Context())
 	ctx, end := context.WithCancelCause(r.Context())
 	if !upgrade {
@@ -168,7 +169,7 @@ func (s *Server) pass(c echo.Context, r *http.Request, upgrade bool) error {
 		defer cancel()
 	}
 	var watching sync.WaitGroup
-	watching.Go(func() { s.watch(ctx, r, actor, end) })
+	watching.Go(func() { s.watch(ctx, r, actor, epoch, end) })
 	defer watching.Wait()
 	defer end(nil)
 
@@ -236,10 +237,10 @@ func withheld(name string) bool {
 const watchEvery = 100 * time.Millisecond
 
 // watch ends an exchange when the actor's credential is good no more, or the server stops.
-func (s *Server) watch(ctx context.Context, r *http.Request, actor identity.Actor, end context.CancelCauseFunc) {
+func (s *Server) watch(ctx context.Context, r *http.Request, actor identity.Actor, epoch uint64, end context.CancelCauseFunc) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	for epoch := s.Devices.Epoch(); ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return

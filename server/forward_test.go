@@ -3,8 +3,10 @@ package server_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"keystead/config"
+	"keystead/identity"
 )
 
 // behind is what devices are passed on to: it keeps what it was asked.
@@ -446,5 +449,34 @@ func TestForwardWebSocket(t *testing.T) {
 	status, all := off.raw(t, "GET "+path+" HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer "+token+"\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
 	if status != 403 || !strings.Contains(all, "forward.websockets") {
 		t.Errorf("off: got %d %s", status, all)
+	}
+}
+
+// What is revoked after a device has proven who it is, and before its exchange is under
+// way, ends the exchange too.
+func TestForwardEndsWhatIsRevokedWhileItBegins(t *testing.T) {
+	t.Parallel()
+	b := newBehind(t)
+	s := b.forwarding(t, func(c *config.Config) { c.Forward.WebSockets = true })
+	_, id, token := s.accepted(t, "1")
+	set := s.authDevice(t, id).AuthSets[0].ID
+	resolve, once := s.Resolver.Resolve, sync.Once{}
+	s.Resolver = identity.Resolver{identity.MethodFunc(func(ctx context.Context, p identity.Proof) (identity.Actor, error) {
+		a, err := resolve(ctx, p)
+		if a.Kind == identity.Device {
+			once.Do(func() { s.call(t, s.admin, "DELETE", devauth+"/tokens/"+set, nil, 204, nil) })
+		}
+		return a, err
+	})}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	fmt.Fprintf(conn, "GET /api/devices/v1/deviceconnect/connect HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", token)
+	_, err = io.ReadAll(conn)
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		t.Error("the WebSocket of a device that was revoked while it began goes on")
 	}
 }
