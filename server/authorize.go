@@ -151,7 +151,9 @@ func authorization(q url.Values) accounts.Authorization {
 // and to TLS.
 const sessionCookie = "__Host-keystead"
 
-// browser returns ctx with the user whose session the browser has, or false.
+// browser returns ctx with the user who has logged in with the browser, or false. The session
+// that the console opens with an API key is not one: on these pages it would do what the
+// key may not.
 func (s *Server) browser(c echo.Context) (context.Context, bool) {
 	cookie, err := c.Cookie(sessionCookie)
 	if err != nil {
@@ -159,7 +161,7 @@ func (s *Server) browser(c echo.Context) (context.Context, bool) {
 	}
 	ctx := c.Request().Context()
 	a, err := s.Accounts.Resolve(ctx, identity.Proof{Scheme: "Session", Value: cookie.Value})
-	if err != nil {
+	if err != nil || a.Credential.Kind != identity.Session {
 		return nil, false
 	}
 	return identity.NewContext(ctx, a), true

@@ -280,3 +280,29 @@ func TestDevicesAreFoundByName(t *testing.T) {
 		}
 	}
 }
+
+// The session the console opens with an API key may do what the key may. On the pages of the
+// account, which ask for no scope, it is nobody's.
+func TestTheSessionOfAKeyIsNoneOnThePagesOfTheAccount(t *testing.T) {
+	s := start(t)
+	session := s.signIn(t, `{"api_key":"`+s.admin+`"}`)
+	for path, method := range map[string]string{"/account": "GET", "/account/sign-out": "POST"} {
+		req, err := http.NewRequestWithContext(t.Context(), method, s.url+path, strings.NewReader("everywhere=1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Cookie", "__Host-keystead="+session)
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "/login" {
+			t.Errorf("%s %s: got %d to %q, want the login", method, path, resp.StatusCode, resp.Header.Get("Location"))
+		}
+	}
+	if resp, _ := s.browse(t, "GET", "/api/v1/session", session, "", same); resp.StatusCode != http.StatusOK {
+		t.Errorf("the session in the console: got %d, want it to go on", resp.StatusCode)
+	}
+}
