@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"html/template"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -136,6 +137,9 @@ func (s *Server) ownPage(handle func(ctx context.Context, c echo.Context) error)
 			if err := sameOrigin(c); err != nil {
 				return err
 			}
+			if err := readForm(c); err != nil {
+				return err
+			}
 		}
 		ctx, in := s.browser(c)
 		if !in {
@@ -150,6 +154,21 @@ func (s *Server) ownPage(handle func(ctx context.Context, c echo.Context) error)
 		}
 		return err
 	}
+}
+
+// readForm reads the body as what the forms of the pages send, and refuses every other.
+func readForm(c echo.Context) error {
+	if kind, _, err := mime.ParseMediaType(c.Request().Header.Get("Content-Type")); err != nil || kind != echo.MIMEApplicationForm {
+		return fault.New(fault.Unsupported, "send the form as Content-Type: %s", echo.MIMEApplicationForm)
+	}
+	err := c.Request().ParseForm()
+	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return tooLarge(e.Limit)
+	}
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "the body is no form")
+	}
+	return nil
 }
 
 // accountView is what the page of an account shows.
