@@ -48,6 +48,8 @@ type Service struct {
 	hashes hashing
 	logins logins
 
+	firstOrg atomic.Pointer[string] // written down once, and never changed; nil until it was read
+
 	usedMu sync.Mutex
 	used   map[string]use // API keys used since the last flush
 }

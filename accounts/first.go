@@ -76,6 +76,9 @@ func (s *Service) EnsureFirst(ctx context.Context, keep func(First) error) error
 // DefaultOrganisation returns the id of the organisation the first start made,
 // where whoever names none ends up. It is Unavailable before the first start is done.
 func (s *Service) DefaultOrganisation(ctx context.Context) (org string, err error) {
+	if known := s.firstOrg.Load(); known != nil {
+		return *known, nil
+	}
 	err = s.DB.View(ctx, func(tx store.Tx) error {
 		f, err := firsts.Get(tx, "first")
 		if fault.Is(err, fault.NotFound) {
@@ -84,5 +87,8 @@ func (s *Service) DefaultOrganisation(ctx context.Context) (org string, err erro
 		org = f.Org
 		return err
 	})
+	if err == nil {
+		s.firstOrg.Store(&org)
+	}
 	return org, err
 }
