@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -174,7 +175,7 @@ func TestEnrolmentKilledBetweenAnyTwoSteps(t *testing.T) {
 		if n.cert == nil && !n.enrol(s) {
 			t.Fatalf("step %d: the device does not come in by the same request", step)
 		}
-		if serial := fmt.Sprintf("%x", n.cert.SerialNumber.Bytes()); len(serials) == 1 && serials[0] != serial {
+		if serial := hex.EncodeToString(n.cert.SerialNumber.Bytes()); len(serials) == 1 && serials[0] != serial {
 			t.Errorf("step %d: recorded is %s, handed out %s", step, serials[0], serial)
 		} else {
 			handed[serial] = true

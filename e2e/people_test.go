@@ -24,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -513,7 +514,7 @@ func newOutside(t *testing.T) *outside {
 		p.key.X.FillBytes(x)
 		p.key.Y.FillBytes(y)
 		enc := base64.RawURLEncoding.EncodeToString
-		_ = json.NewEncoder(w).Encode(map[string]any{"keys": []map[string]string{{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": fmt.Sprint(p.kid), "x": enc(x), "y": enc(y)}}})
+		_ = json.NewEncoder(w).Encode(map[string]any{"keys": []map[string]string{{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": strconv.Itoa(p.kid), "x": enc(x), "y": enc(y)}}})
 	})
 	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
@@ -534,7 +535,7 @@ func newOutside(t *testing.T) *outside {
 		}
 		maps.Copy(claims, p.claims)
 		token := jwt.NewWithClaims(jwt.SigningMethodES256, claims)
-		token.Header["kid"] = fmt.Sprint(p.kid)
+		token.Header["kid"] = strconv.Itoa(p.kid)
 		text, err := token.SignedString(p.key)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

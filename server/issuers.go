@@ -28,7 +28,7 @@ func (s *Server) issuerRoutes() []route {
 // buildIssuers opens the outside issuers, whose key sets are fetched as every
 // request of the server's own is sent.
 func (s *Server) buildIssuers(context.Context) error {
-	client, err := s.outbound(nil)
+	client, err := s.outbound()
 	if err != nil {
 		return err
 	}

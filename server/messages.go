@@ -68,7 +68,7 @@ func (s *Server) openSink(c sink.Config) (messages.Sink, error) {
 		if err != nil {
 			return nil, err
 		}
-		client, err := s.outbound(nil)
+		client, err := s.outbound()
 		return sink.NewWebhook(c.Name, c.URL, secret, client), err
 	default: // mqtt; Validate knows no other
 		password, err := s.secretFile(c.PasswordFile)

@@ -47,7 +47,7 @@ func (s *Server) newOCFAuthority(c coapgw.OCFConfig) (*ocfAuthority, error) {
 	if len(c.Providers) == 0 || c.Providers[0].Authority == "" {
 		return nil, nil //nolint:nilnil // there is none
 	}
-	client, err := s.outbound(nil)
+	client, err := s.outbound()
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ func (s *Server) webhookRoutes() []route {
 // buildEvents opens the outbox, has changes of devices go into it, and has the
 // server deliver from it.
 func (s *Server) buildEvents(context.Context) error {
-	client, err := s.outbound(nil)
+	client, err := s.outbound()
 	if err != nil {
 		return err
 	}
@@ -84,25 +84,23 @@ func (s *Server) standing(ctx context.Context, org, deviceID string) (standing e
 	return standing, err
 }
 
-// outbound returns a client for the requests the server itself makes, with conf
-// as its TLS settings, nil for those of the configuration.
-func (s *Server) outbound(conf *tls.Config) (*outbound.Client, error) {
-	if conf == nil {
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			roots = x509.NewCertPool() // a machine without any: the configured ones alone
-		}
-		if file := s.Config.Webhook.CAFile; file != "" {
-			pem, err := os.ReadFile(file)
-			if err != nil {
-				return nil, fmt.Errorf("webhook.ca_file: %w", err)
-			}
-			if !roots.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("webhook.ca_file: %s holds no PEM certificate", file)
-			}
-		}
-		conf = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+// outbound returns a client for the requests the server itself makes, which trusts
+// the machine's roots and those of the configuration.
+func (s *Server) outbound() (*outbound.Client, error) {
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool() // a machine without any: the configured ones alone
 	}
+	if file := s.Config.Webhook.CAFile; file != "" {
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("webhook.ca_file: %w", err)
+		}
+		if !roots.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("webhook.ca_file: %s holds no PEM certificate", file)
+		}
+	}
+	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	guard := outbound.Guard{Allow: s.Config.Webhook.Prefixes(), Deny: s.isOwn}
 	return outbound.New(outbound.Options{Guard: guard, TLS: conf, Now: s.Now}), nil
 }
