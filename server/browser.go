@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -100,10 +101,15 @@ type browserLogin struct {
 	Password string `json:"password"`
 	Code     string `json:"code"` // of the second factor, where one is set up
 	APIKey   string `json:"api_key"`
+
+	// The answer to what /tokens/passkey/begin asked, as /tokens/passkey takes it.
+	State      string          `json:"state"`
+	Credential json.RawMessage `json:"credential"`
+	Second     bool            `json:"second_factor"` // the question came after a password
 }
 
-// openBrowser signs a browser in, with an account or with an API key, and answers with who
-// that is. The answer has the session in a cookie, where no script can read it.
+// openBrowser signs a browser in, with an account, a passkey or an API key, and answers with
+// who that is. The answer has the session in a cookie, where no script can read it.
 func (s *Server) openBrowser(c echo.Context) error {
 	if !s.Config.Console.Enabled {
 		return fault.New(fault.NotFound, "the console is switched off here (console.enabled)")
@@ -123,32 +129,51 @@ func (s *Server) openBrowser(c echo.Context) error {
 }
 
 func (s *Server) logInBrowser(c echo.Context, in browserLogin) (seal.Secret, time.Time, error) {
-	ctx, from := c.Request().Context(), s.ClientAddr(c.Request())
 	if in.APIKey != "" {
-		p := identity.Proof{Transport: identity.HTTPS, Scheme: "Bearer", Remote: netip.AddrPortFrom(from, 0)}
-		if err := s.mayProve(p); err != nil {
-			return nil, time.Time{}, err
-		}
-		text, expires, err := s.Accounts.OpenKeySession(ctx, in.APIKey, p.Remote)
-		if errors.Is(err, identity.ErrNotMine) {
-			err = accounts.ErrUnauthenticated
-		}
-		if fault.Is(err, fault.Unauthenticated) {
-			s.noteFailure(p, "api_key", identity.RequestID(ctx))
-			err = fault.Wrap(fault.Unauthenticated, err, "this is not an API key that is good here")
-		}
-		return text, expires, err
+		return s.logInBrowserByKey(c, in.APIKey)
 	}
-	u, factor, err := s.Accounts.LogIn(ctx, accounts.Attempt{Email: in.Email, Password: in.Password, Code: in.Code, From: from})
-	switch {
-	case errors.Is(err, accounts.ErrSecondFactor):
-		return nil, time.Time{}, &oauthError{http.StatusUnauthorized, "second_factor", fault.Message(err)}
-	case fault.Is(err, fault.Unauthenticated):
-		return nil, time.Time{}, fault.Wrap(fault.Unauthenticated, err, "the address, the password or the code is not right")
-	case err != nil:
+	u, factor, err := s.logInPerson(c, in)
+	if err != nil {
 		return nil, time.Time{}, err
 	}
-	return s.Accounts.OpenSession(ctx, u, factor)
+	return s.Accounts.OpenSession(c.Request().Context(), u, factor)
+}
+
+func (s *Server) logInBrowserByKey(c echo.Context, key string) (seal.Secret, time.Time, error) {
+	ctx := c.Request().Context()
+	p := identity.Proof{Transport: identity.HTTPS, Scheme: "Bearer", Remote: netip.AddrPortFrom(s.ClientAddr(c.Request()), 0)}
+	if err := s.mayProve(p); err != nil {
+		return nil, time.Time{}, err
+	}
+	text, expires, err := s.Accounts.OpenKeySession(ctx, key, p.Remote)
+	if errors.Is(err, identity.ErrNotMine) {
+		err = accounts.ErrUnauthenticated
+	}
+	if fault.Is(err, fault.Unauthenticated) {
+		s.noteFailure(p, "api_key", identity.RequestID(ctx))
+		err = fault.Wrap(fault.Unauthenticated, err, "this is not an API key that is good here")
+	}
+	return text, expires, err
+}
+
+// logInPerson logs in who shows a passkey, or a password, and says when a second factor was
+// shown, if one was.
+func (s *Server) logInPerson(c echo.Context, in browserLogin) (accounts.User, time.Time, error) {
+	if in.State != "" {
+		u, factor, err := s.answer(c, in.Second, accounts.Second{State: in.State, Code: in.Code, Answer: in.Credential})
+		if errors.Is(err, accounts.ErrUnauthenticated) {
+			err = fault.Wrap(fault.Unauthenticated, err, "the passkey is not one of an account here")
+		}
+		return u, factor, err
+	}
+	u, factor, err := s.Accounts.LogIn(c.Request().Context(), accounts.Attempt{Email: in.Email, Password: in.Password, Code: in.Code, From: s.ClientAddr(c.Request())})
+	switch {
+	case errors.Is(err, accounts.ErrSecondFactor):
+		err = &oauthError{http.StatusUnauthorized, "second_factor", fault.Message(err)}
+	case fault.Is(err, fault.Unauthenticated):
+		err = fault.Wrap(fault.Unauthenticated, err, "the address, the password or the code is not right")
+	}
+	return u, factor, err
 }
 
 // giveSession answers with a session in a cookie, in place of the one the browser had, and

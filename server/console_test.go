@@ -176,6 +176,7 @@ func TestBrowserSession(t *testing.T) {
 	}
 	for name, body := range map[string]string{
 		"a wrong key": `{"api_key":"keystead_api_wrong"}`, "a wrong password": `{"email":"a@example.org","password":"wrong"}`, "a session": `{"api_key":"` + cookie + `"}`, "nothing": `{}`,
+		"an answer to no question": `{"state":"AAAA","credential":{"id":"AAAA"}}`, "an answer as second factor": `{"state":"AAAA","second_factor":true,"credential":{"id":"AAAA"}}`,
 	} {
 		if resp, text := s.browse(t, "POST", "/api/v1/session", "", body, same); resp.StatusCode != http.StatusUnauthorized || len(resp.Cookies) != 0 {
 			t.Errorf("%s = %d %s, want 401 and no cookie", name, resp.StatusCode, text)

@@ -43,7 +43,7 @@ async function send(method, path, { body, signal, accept } = {}) {
   try { text = await answer.json(); } catch { /* what is no JSON says nothing more */ }
   const problem = new Problem(answer.status, text || {});
   problem.requestID ||= answer.headers.get("X-Request-Id") || "";
-  if (answer.status === 401 && !path.startsWith("/api/v1/session")) hooks.signedOut();
+  if (answer.status === 401 && !path.startsWith("/api/v1/session") && !path.startsWith("/tokens/")) hooks.signedOut();
   throw problem;
 }
 

@@ -1,11 +1,13 @@
-// The way in: with an account, or with an API key. What is typed goes to the server once and
-// comes back as a cookie that no script can read.
+// The way in: with an account, a passkey, or an API key. What is typed goes to the server once
+// and comes back as a cookie that no script can read.
 import { h, icon, set } from "./dom.js";
 import { post } from "./api.js";
+import { answer, known, question } from "./passkey.js";
 import { button, field } from "./ui.js";
 
-// Each way to sign in: its name, its fields, and what is sent. Another way, such as a passkey,
-// is one more entry; all of them end in POST /api/v1/session.
+// Each way to sign in: its name, its fields, what is sent, and, where an account turns out to
+// have a second factor, the field for its code, and whether a passkey may be that factor. All
+// of them end in POST /api/v1/session.
 const ways = [
   {
     id: "account", name: "Account",
@@ -14,7 +16,13 @@ const ways = [
       field("Password", h("input", { type: "password", name: "password", autocomplete: "current-password", required: true })),
     ],
     more: () => field("Code", h("input", { type: "text", name: "code", autocomplete: "one-time-code", inputmode: "numeric", required: true, spellcheck: "false" }), "From your authenticator app, or one of your recovery codes."),
+    ask: form => question({ email: form.get("email"), password: form.get("password") }),
     send: form => post("/api/v1/session", Object.fromEntries(["email", "password", "code"].filter(n => form.get(n)).map(n => [n, form.get(n)]))),
+  },
+  known() && {
+    id: "passkey", name: "Passkey",
+    fields: () => h("p", { class: "dim" }, "The one you have added to your account, on this device or on another: no address, and no password."),
+    send: async () => post("/api/v1/session", await answer(await question())),
   },
   {
     id: "key", name: "API key",
@@ -24,7 +32,7 @@ const ways = [
     ],
     send: form => post("/api/v1/session", { api_key: form.get("api_key").trim() }),
   },
-];
+].filter(Boolean);
 
 export function signIn(enter, note) {
   const outcome = h("p", { class: "outcome", role: "alert" }, note && h("span", { class: "note" }, note));
@@ -40,7 +48,33 @@ export function signIn(enter, note) {
     });
     form.setAttribute("aria-labelledby", "tab-" + way.id);
     set(form, way.fields(), button("Sign in", null, { kind: "primary", type: "submit" }));
-    form.querySelector("input").focus();
+    form.querySelector("input, button").focus();
+  }
+
+  // confirm asks for the second factor, once the password is right.
+  async function confirm() {
+    const ask = () => way.ask(new FormData(form));
+    const byPasskey = known() && (await ask()).options !== null;
+    const code = way.more();
+    form.querySelector("button[type=submit]").before(...byPasskey ? [button("Use your passkey", () => attempt(async () =>
+      post("/api/v1/session", { second_factor: true, ...await answer(await ask()) })), { kind: "primary" })] : [], code);
+    (byPasskey ? code.previousElementSibling : code.querySelector("input")).focus();
+    set(outcome, h("span", { class: "note" }, "The password is right. Your account has a second factor."));
+  }
+
+  async function attempt(send) {
+    set(outcome);
+    try {
+      enter(await send());
+    } catch (e) {
+      if (e.code === "second_factor" && way.more && !form.querySelector("[name=code]")) return confirm().catch(refuse);
+      refuse(e);
+    }
+  }
+
+  function refuse(e) {
+    set(outcome, icon("stop"), h("span", {}, e.message.charAt(0).toUpperCase() + e.message.slice(1) + "."), e.requestID && h("small", {}, "Request ", h("code", {}, e.requestID)));
+    form.querySelector("input[type=password]")?.select();
   }
 
   const strip = h("div", { class: "tabs", role: "tablist", "aria-label": "How to sign in", onkeydown: e => {
@@ -53,22 +87,8 @@ export function signIn(enter, note) {
     event.preventDefault();
     const press = form.querySelector("button[type=submit]");
     press.disabled = true;
-    set(outcome);
-    try {
-      enter(await way.send(new FormData(form)));
-    } catch (e) {
-      if (e.code === "second_factor" && way.more && !form.querySelector("[name=code]")) {
-        const more = way.more();
-        press.before(more);
-        more.querySelector("input").focus();
-        set(outcome, h("span", { class: "note" }, "The password is right. Your account has a second factor."));
-      } else {
-        set(outcome, icon("stop"), h("span", {}, e.message.charAt(0).toUpperCase() + e.message.slice(1) + "."), e.requestID && h("small", {}, "Request ", h("code", {}, e.requestID)));
-        form.querySelector("input[type=password]")?.select();
-      }
-    } finally {
-      press.disabled = false;
-    }
+    await attempt(() => way.send(new FormData(form)));
+    press.disabled = false;
   });
 
   queueMicrotask(() => pick(ways[0]));
