@@ -7,11 +7,14 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,9 +25,11 @@ import (
 )
 
 // browser is a Chromium without a window, driven through WebDriver (W3C, with the
-// commands of Web Authentication, 11, for a virtual authenticator).
+// commands of Web Authentication, 11, for a virtual authenticator, and those of
+// chromedriver for what a browser logs).
 type browser struct {
 	t      *testing.T
+	http   *http.Client
 	driver string // the session's URL
 	name   string // of the server, as the browser knows it
 }
@@ -35,10 +40,19 @@ const publicName = "id.keystead.test"
 // named is the configuration of a server that is called publicName.
 var named = []string{"public_url=https://" + publicName, "tls.names=" + publicName + ",localhost,127.0.0.1"}
 
-// browse starts a browser in which publicName is the server, whose CA it trusts.
-func (s *server) browse() *browser {
+// browse starts a browser with an empty profile, in which publicName is the server,
+// whose certificate it trusts. Neighbours are there as well, at ports of the same name
+// (nextTo). There is no other network.
+func (s *server) browse(neighbours ...*httptest.Server) *browser {
 	s.t.Helper()
-	b := &browser{t: s.t, name: "https://" + publicName}
+	rules, pins := "MAP "+publicName+":443 "+s.at.HTTPS, s.pin()
+	for _, n := range neighbours {
+		at := n.Listener.Addr().String()
+		rules += ", MAP " + strings.TrimPrefix(nextTo(n), "https://") + " " + at
+		pins += "," + pinOf(n.Certificate())
+	}
+	b := &browser{t: s.t, http: &http.Client{Transport: &http.Transport{}, Timeout: 2 * patience}, name: "https://" + publicName}
+	s.t.Cleanup(b.http.CloseIdleConnections)
 	cmd := exec.Command("chromedriver", "--port=0")
 	cmd.Env = append(os.Environ(), "HOME="+s.t.TempDir())
 	out, err := cmd.StdoutPipe()
@@ -70,19 +84,21 @@ func (s *server) browse() *browser {
 			"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
 			"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=900,1000",
 			"--user-data-dir=" + s.t.TempDir(),
-			"--host-resolver-rules=MAP " + publicName + ":443 " + s.at.HTTPS + ", MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-			"--ignore-certificate-errors-spki-list=" + s.pin(),
-		}},
-		"goog:loggingPrefs": map[string]any{"browser": "ALL"},
+			"--host-resolver-rules=" + rules + ", MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+			"--ignore-certificate-errors-spki-list=" + pins,
+		}, "perfLoggingPrefs": map[string]any{"enableNetwork": true, "enablePage": false}},
+		"goog:loggingPrefs": map[string]any{"browser": "ALL", "performance": "ALL"},
 	}}}, &made)
 	b.driver += "/" + made.SessionID
 	s.t.Cleanup(func() {
 		if s.t.Failed() {
 			s.t.Logf("the browser is at %s and shows:\n%s", b.at(), b.text("body"))
-			s.t.Logf("its console: %s", b.log())
+			s.t.Logf("its console: %q", b.log())
 		}
-		b.call("DELETE", "", nil, nil)
+		_ = b.try("DELETE", "", nil, nil) // the driver's end is the browser's all the same
 	})
+	b.call("POST", "/url", map[string]string{"url": "about:blank"}, nil)
+	_ = b.requests() // of the page that browsers begin with
 	return b
 }
 
@@ -94,8 +110,19 @@ func (s *server) pin() string {
 		s.t.Fatal(err)
 	}
 	defer conn.Close()
-	sum := sha256.Sum256(conn.ConnectionState().PeerCertificates[0].RawSubjectPublicKeyInfo)
+	return pinOf(conn.ConnectionState().PeerCertificates[0])
+}
+
+func pinOf(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// nextTo is where a browser finds a neighbour: another port of publicName, which is
+// another origin of the same site.
+func nextTo(n *httptest.Server) string {
+	_, port, _ := strings.Cut(n.Listener.Addr().String(), ":")
+	return "https://" + publicName + ":" + port
 }
 
 // call makes a request to the driver, which has to succeed.
@@ -122,7 +149,7 @@ func (b *browser) try(method, path string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	res, err := (&http.Client{Timeout: patience}).Do(req)
+	res, err := b.http.Do(req)
 	if err != nil {
 		return err
 	}
@@ -181,7 +208,7 @@ func (b *browser) element(selector string) string {
 
 func (b *browser) eventually(what string, ok func() bool) {
 	b.t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("waited in vain for %s in the browser, at %s:\n%s", what, b.at(), b.text("body"))
 		}
@@ -213,17 +240,108 @@ func (b *browser) shows(text string) {
 	b.eventually(fmt.Sprintf("%q", text), func() bool { return strings.Contains(b.text("body"), text) })
 }
 
-// log is what the console has got since it was last read.
-func (b *browser) log() string {
-	var lines []struct{ Level, Message string }
-	if err := b.try("POST", "/se/log", map[string]string{"type": "browser"}, &lines); err != nil {
-		return err.Error()
+// eval is the value of an expression, as text; a promise is waited for.
+func (b *browser) eval(expression string) string {
+	b.t.Helper()
+	var out string
+	b.call("POST", "/execute/sync", script("return Promise.resolve("+expression+").then(String)"), &out)
+	return out
+}
+
+func script(text string) map[string]any { return map[string]any{"script": text, "args": []any{}} }
+
+// run has the page do something.
+func (b *browser) run(statement string) {
+	b.t.Helper()
+	b.call("POST", "/execute/sync", script(statement), nil)
+}
+
+// until waits for an expression to be true.
+func (b *browser) until(expression string) {
+	b.t.Helper()
+	b.eventually(expression, func() bool {
+		yes := false
+		return b.try("POST", "/execute/sync", script("return Boolean("+expression+")"), &yes) == nil && yes // between two pages there is none
+	})
+}
+
+// press clicks the button, in what is over everything else if anything is, that says word.
+func (b *browser) press(word string) {
+	b.t.Helper()
+	find := `[...(document.querySelector("dialog") ?? document).querySelectorAll("button")].find(e => e.textContent.trim() === ` + quoted(word) + `)`
+	b.until(find)
+	b.run(find + `.click()`)
+}
+
+func quoted(text string) string {
+	b, err := json.Marshal(text)
+	if err != nil {
+		return `""` // no string fails to encode
 	}
-	var out strings.Builder
-	for _, l := range lines {
-		out.WriteString(l.Level + " " + l.Message + "\n")
+	return string(b)
+}
+
+// log is what the console has got since it was last read, without what is no fault.
+func (b *browser) log() []string {
+	var out []string
+	for _, l := range b.lines("browser") {
+		if l.Level == "SEVERE" || l.Level == "WARNING" {
+			out = append(out, l.Message)
+		}
 	}
-	return out.String()
+	return out
+}
+
+type logLine struct{ Level, Message string }
+
+func (b *browser) lines(log string) (lines []logLine) {
+	if err := b.try("POST", "/se/log", map[string]string{"type": log}, &lines); err != nil {
+		return []logLine{{"SEVERE", err.Error()}}
+	}
+	return lines
+}
+
+// requests is where the browser has sent requests since this was last read.
+func (b *browser) requests() []string {
+	b.t.Helper()
+	var out []string
+	for _, l := range b.lines("performance") {
+		var event struct {
+			Message struct {
+				Method string
+				Params struct{ Request struct{ URL string } }
+			}
+		}
+		if err := json.Unmarshal([]byte(l.Message), &event); err != nil {
+			b.t.Fatalf("the browser's log: %v: %s", err, l.Message)
+		}
+		if event.Message.Method == "Network.requestWillBeSent" {
+			out = append(out, event.Message.Params.Request.URL)
+		}
+	}
+	return out
+}
+
+// within are the schemes of what does not leave the browser: its own icons and pages, and
+// the files that a page makes.
+var within = map[string]bool{"data": true, "chrome": true, "chrome-untrusted": true, "blob": true}
+
+// clean fails the test for what the browser complained of, and for requests that left the server.
+func (b *browser) clean() {
+	b.t.Helper()
+	for _, fault := range b.log() {
+		b.t.Errorf("the browser's console has: %s", fault)
+	}
+	asked := b.requests()
+	for _, at := range asked {
+		u, err := url.Parse(at)
+		if err != nil || u.Scheme+"://"+u.Host != b.name && !within[u.Scheme] {
+			b.t.Errorf("a request left the server, for %s", at)
+		}
+	}
+	if len(asked) == 0 {
+		b.t.Error("no request was seen at all")
+	}
 }
 
 // picture keeps a picture of the page where KEYSTEAD_PICTURES says, for people to look at.
@@ -242,6 +360,31 @@ func (b *browser) picture(name string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// pictures keeps one on a wide screen, and one on a phone in the dark.
+func (b *browser) pictures(name string) {
+	b.t.Helper()
+	if os.Getenv("KEYSTEAD_PICTURES") == "" {
+		return
+	}
+	for _, look := range []struct {
+		name          string
+		width, height int
+		scheme        string
+	}{{"wide", 1600, 1000, "light"}, {"phone", 380, 800, "dark"}, {"", 900, 1000, ""}} {
+		b.devtools("Emulation.setDeviceMetricsOverride", map[string]any{"width": look.width, "height": look.height, "deviceScaleFactor": 1, "mobile": look.width < 500})
+		b.devtools("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": look.scheme}}})
+		if look.name != "" {
+			b.picture(name + "-" + look.name)
+		}
+	}
+}
+
+// devtools gives the browser a command of its own protocol.
+func (b *browser) devtools(command string, params map[string]any) {
+	b.t.Helper()
+	b.call("POST", "/goog/cdp/execute", map[string]any{"cmd": command, "params": params}, nil)
 }
 
 // authenticator adds a virtual authenticator that keeps passkeys and verifies its

@@ -3,151 +3,48 @@
 package e2e_test
 
 import (
-	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
-	"sync"
 	"testing"
-
-	"github.com/chromedp/cdproto/log"
-	"github.com/chromedp/cdproto/network"
-	"github.com/chromedp/cdproto/runtime"
-	"github.com/chromedp/chromedp"
 
 	"keystead/client"
 )
 
-// chrome is Debian's Chromium, and what it has said of the pages.
-type chrome struct {
-	s   *server
-	ctx context.Context
-
-	mu     sync.Mutex
-	asked  []string // where it sent requests
-	faults []string // what it wrote to its console
-}
-
-// chrome starts a Chromium with an empty profile.
-func (s *server) chrome() *chrome {
-	s.t.Helper()
-	alloc, cancel := chromedp.NewExecAllocator(s.t.Context(),
-		chromedp.ExecPath("chromium"), chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.UserDataDir(s.t.TempDir()),
-		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true),
-		chromedp.Flag("disable-sync", true), chromedp.Flag("ignore-certificate-errors", true), chromedp.WSURLReadTimeout(patience))
-	s.t.Cleanup(cancel)
-	ctx, cancel := chromedp.NewContext(alloc, chromedp.WithErrorf(func(string, ...any) {})) // of events newer than the library
-	s.t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, 4*patience)
-	s.t.Cleanup(cancel)
-	b := &chrome{s: s, ctx: ctx}
-	chromedp.ListenTarget(ctx, b.hear)
-	b.do(network.Enable(), log.Enable(), runtime.Enable())
-	return b
-}
-
-// hear keeps what the browser asks for, and what it complains of.
-func (b *chrome) hear(event any) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch e := event.(type) {
-	case *network.EventRequestWillBeSent:
-		b.asked = append(b.asked, e.Request.URL)
-	case *runtime.EventExceptionThrown:
-		b.faults = append(b.faults, e.ExceptionDetails.Error())
-	case *runtime.EventConsoleAPICalled:
-		if e.Type == runtime.APITypeError || e.Type == runtime.APITypeWarning {
-			b.faults = append(b.faults, fmt.Sprint(e.Args))
-		}
-	case *log.EventEntryAdded:
-		if e.Entry.Level == log.LevelError || e.Entry.Level == log.LevelWarning {
-			b.faults = append(b.faults, e.Entry.Text+" "+e.Entry.URL)
-		}
-	}
-}
-
-func (b *chrome) do(actions ...chromedp.Action) {
-	b.s.t.Helper()
-	if err := chromedp.Run(b.ctx, actions...); err != nil {
-		var text string
-		_ = chromedp.Run(b.ctx, chromedp.Evaluate(`document.body ? document.body.innerText : ""`, &text)) // for the message only
-		b.s.t.Fatalf("the browser: %v\nfaults: %q\nit shows: %.1500s", err, b.faults, text)
-	}
-}
-
-// eval is the value of an expression, as text.
-func (b *chrome) eval(expression string) string {
-	b.s.t.Helper()
-	var out string
-	b.do(chromedp.Evaluate(`String(`+expression+`)`, &out))
-	return out
-}
-
-// until waits for an expression to be true.
-func (b *chrome) until(expression string) {
-	b.s.t.Helper()
-	b.do(chromedp.Poll(expression, nil, chromedp.WithPollingTimeout(patience)))
-}
-
-// goTo opens a view and waits until it is there, under its title.
-func (b *chrome) goTo(hash, title string) {
-	b.s.t.Helper()
-	b.do(chromedp.Evaluate(`location.hash = `+quoted(hash), nil))
+// goTo opens a view of the console and waits until it is there, under its title.
+func (b *browser) goTo(hash, title string) {
+	b.t.Helper()
+	b.run(`location.hash = ` + quoted(hash))
 	b.until(`document.querySelector("#main h1")?.textContent === ` + quoted(title) + ` && !document.querySelector("#main .loading")`)
 	if failed := b.eval(`document.querySelector("#main .failure")?.innerText ?? ""`); failed != "" {
-		b.s.t.Errorf("%s shows a failure: %s", hash, failed)
+		b.t.Errorf("%s shows a failure: %s", hash, failed)
 	}
 }
 
-// press clicks the button, in what is over everything else if anything is, that says word.
-func (b *chrome) press(word string) {
-	b.s.t.Helper()
-	find := `[...(document.querySelector("dialog") ?? document).querySelectorAll("button")].find(e => e.textContent.trim() === ` + quoted(word) + `)`
-	b.until(find + ` !== undefined`)
-	b.do(chromedp.Evaluate(find+`.click()`, nil))
-}
-
-func quoted(text string) string {
-	b, err := json.Marshal(text)
-	if err != nil {
-		return `""` // no string fails to encode
-	}
-	return string(b)
-}
-
-// open shows the way in, and signIn goes it with what fields have.
-func (b *chrome) signIn(fields map[string]string) {
-	b.s.t.Helper()
-	b.do(chromedp.Navigate(b.s.url("/")), chromedp.WaitVisible(`.signin input`))
-	if _, byKey := fields["api_key"]; byKey {
-		b.do(chromedp.Click(`#tab-key`), chromedp.WaitVisible(`[name=api_key]`))
-	}
+// signIn opens the console and goes one of its ways in, with what its fields have.
+func (b *browser) signIn(way string, fields map[string]string) {
+	b.t.Helper()
+	b.open("/console/")
+	b.click("#tab-" + way)
 	for name, value := range fields {
-		b.do(chromedp.SendKeys(`[name=`+name+`]`, value))
+		b.write("#way [name="+name+"]", value)
 	}
-	b.press("Sign in")
+	b.click("#way [type=submit]")
+}
+
+// isIn waits for the first view of the console.
+func (b *browser) isIn() {
+	b.t.Helper()
 	b.until(`document.querySelector("#main h1")?.textContent === "Overview"`)
 }
 
-// clean fails the test for what the browser complained of, and for requests that left the server.
-func (b *chrome) clean() {
-	b.s.t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, fault := range b.faults {
-		b.s.t.Errorf("the browser's console has: %s", fault)
-	}
-	for _, at := range b.asked {
-		if u, err := url.Parse(at); err != nil || u.Host != b.s.at.HTTPS && u.Scheme != "blob" && u.Scheme != "data" { // data: is the browser's own icons
-			b.s.t.Errorf("a request left the server, for %s", at)
-		}
-	}
-	if len(b.asked) == 0 {
-		b.s.t.Error("no request was seen at all")
-	}
+func (b *browser) signOut() {
+	b.t.Helper()
+	b.until(`document.querySelector(".who")`)
+	b.run(`document.querySelector(".who").open = true`)
+	b.press("Sign out")
+	b.element(".signin")
 }
 
 // markup is a name that a stranger gives a thing of theirs.
@@ -157,7 +54,7 @@ const markup = `<img src=x onerror="window.pwned=1"><script>window.pwned=2</scri
 // devices stays text, what other pages send is refused, and nothing leaves the server.
 func TestConsole(t *testing.T) {
 	t.Parallel()
-	s := start(t, append(fast, "est.allow_insecure_noauth=true")...)
+	s := start(t, append(append(named, fast...), "est.allow_insecure_noauth=true")...)
 	c := s.https()
 	k := s.textPSK()
 	name := "pump 7"
@@ -181,8 +78,10 @@ func TestConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	b := s.chrome()
-	b.signIn(map[string]string{"api_key": s.key})
+	other := attacker(t, "https://"+publicName+"/api/v1/devices/"+k.Device+"/suspend")
+	b := s.browse(other)
+	b.signIn("key", map[string]string{"api_key": s.key})
+	b.isIn()
 	if kept := b.eval(`localStorage.length + sessionStorage.length + document.cookie.length`); kept != "0" {
 		t.Errorf("scripts can read %s things the browser keeps, want none", kept)
 	}
@@ -194,17 +93,47 @@ func TestConsole(t *testing.T) {
 	}
 	b.goTo("#/sessions", "Live sessions")
 	b.until(`document.querySelector("#main tbody")?.innerText.includes("pump 7")`)
+	b.pictures("live")
+	b.press("Close")
+	b.press("Close it")
+	session.ended()
+	b.until(`document.querySelector("#main").innerText.includes("No session is open")`)
+	again := s.mustDial(withPSK(k, k.text(t))...)
+	defer again.close()
+	if _, err := again.whoami(); err != nil {
+		t.Fatal(err)
+	}
 	b.goTo("#/devices/"+k.Device, "pump 7")
 	b.press("Suspend")
 	b.until(`document.querySelector("dialog[open]") !== null`)
 	b.press("Suspend")
 	b.until(`document.querySelector("#main .title .badge").textContent === "suspended"`)
-	session.ended()
+	again.ended()
 	if _, err := s.dial(withPSK(k, k.text(t))...); err == nil {
 		t.Error("the device that was suspended came in again")
 	}
 	b.press("Resume")
 	b.until(`document.querySelector("#main .title .badge").textContent === "active"`)
+
+	// Of two that wait, one is accepted and one is not.
+	asks := map[string]*asker{"Accept": s.asker(`{"mac":"02:00:00:00:00:01"}`), "Reject": s.asker(`{"mac":"02:00:00:00:00:02"}`)}
+	for _, a := range asks {
+		if status, text := a.ask(); status != http.StatusUnauthorized {
+			t.Fatalf("the first auth request: %d %s", status, text)
+		}
+	}
+	b.goTo("#/pending", "Pending")
+	b.pictures("waiting")
+	for verb, a := range asks {
+		row := `[...document.querySelectorAll("#main tr")].find(r => r.innerText.includes(JSON.parse(` + quoted(a.id) + `).mac))`
+		b.until(row)
+		b.run(`[...` + row + `.querySelectorAll("button")].find(e => e.textContent.trim() === ` + quoted(verb) + `).click()`)
+		b.until(`!` + row)
+	}
+	asks["Accept"].token()
+	if status, text := asks["Reject"].ask(); status != http.StatusUnauthorized {
+		t.Errorf("the device that was rejected gets %d %s, want 401", status, text)
+	}
 
 	// Every view, and the markup in each is text.
 	var evil struct{ Items []struct{ ID string } }
@@ -227,6 +156,7 @@ func TestConsole(t *testing.T) {
 		{"#/webhooks", "Webhooks"},
 	} {
 		b.goTo(view.hash, view.title)
+		b.pictures(strings.NewReplacer("#", "view", "/", "-", "?", "-").Replace(view.hash))
 		if got := b.eval(`document.querySelectorAll("#app img, #app script, #app svg[onload], #app [onerror]").length + " " + window.pwned`); got != "0 undefined" {
 			t.Errorf("%s: markup and what it has done: %s, want none", view.hash, got)
 		}
@@ -255,33 +185,25 @@ func TestConsole(t *testing.T) {
 	}
 	b.clean()
 
-	s.attack(b, k)
+	s.attack(b, other, k)
 
 	// A viewer, who signs in with an account, is offered to look; more is refused all the same.
-	b.do(chromedp.Navigate(s.url("/console/")))
-	b.until(`document.querySelector("#main h1") !== null`)
-	b.do(chromedp.Evaluate(`document.querySelector(".who").open = true`, nil))
-	b.press("Sign out")
-	b.until(`document.querySelector(".signin") !== null`)
-	b.signIn(map[string]string{"email": "viewer@example.org", "password": password})
+	b.open("/console/")
+	b.signOut()
+	b.signIn("account", map[string]string{"email": "viewer@example.org", "password": password})
+	b.isIn()
 	b.goTo("#/devices/"+k.Device, "pump 7")
 	if got := b.eval(`[...document.querySelectorAll("#main button")].map(e => e.innerText.trim()).filter(w => ["Suspend", "Delete", "Revoke"].includes(w)).length + " " + (document.querySelector("#nav").innerText.includes("Audit"))`); got != "0 false" {
 		t.Errorf("a viewer is offered: %s, want nothing that changes, and no audit trail", got)
 	}
-	var status int
-	b.do(chromedp.Evaluate(`fetch("/api/v1/devices/`+k.Device+`/suspend", {method: "POST"}).then(r => r.status)`, &status, awaited))
-	if status != http.StatusForbidden {
-		t.Errorf("a viewer who suspends all the same gets %d, want 403", status)
+	if status := b.eval(`fetch("/api/v1/devices/` + k.Device + `/suspend", {method: "POST"}).then(r => r.status)`); status != "403" {
+		t.Errorf("a viewer who suspends all the same gets %s, want 403", status)
 	}
 }
 
-func awaited(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }
-
-// attack has a page of another origin, to which the browser sends the cookie because it
-// is the same site, try what the one who is signed in may do.
-func (s *server) attack(b *chrome, k key) {
-	s.t.Helper()
-	target := s.url("/api/v1/devices/" + k.Device + "/suspend")
+// attacker is a page of another origin, to which the browser sends the cookie because it
+// is the same site, that tries what the one who is signed in may do.
+func attacker(t *testing.T, target string) *httptest.Server {
 	page := fmt.Sprintf(`<!doctype html><title>trying</title><form method="post" action="%s" target="f"></form><iframe name="f"></iframe><script>
 		fetch(%q, {method: "POST", mode: "no-cors", credentials: "include"}).catch(() => {}).finally(() => { document.forms[0].submit(); document.title = "tried"; });
 	</script>`, target, target)
@@ -289,8 +211,14 @@ func (s *server) attack(b *chrome, k key) {
 		w.Header().Set("Content-Type", "text/html")
 		fmt.Fprint(w, page)
 	}))
-	defer other.Close()
-	b.do(chromedp.Navigate(other.URL))
+	t.Cleanup(other.Close)
+	return other
+}
+
+// attack has the browser show an attacker's page.
+func (s *server) attack(b *browser, other *httptest.Server, k key) {
+	s.t.Helper()
+	b.call("POST", "/url", map[string]string{"url": nextTo(other)}, nil)
 	b.until(`document.title === "tried"`)
 	s.eventually("the server to refuse both", func() bool {
 		refused := 0
