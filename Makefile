@@ -21,6 +21,7 @@ PACKAGES := \
 	jq \
 	libcoap3-bin \
 	libstrongswan-extra-plugins \
+	libstrongswan-standard-plugins \
 	libxml2-utils \
 	mender-client \
 	mosquitto \
