@@ -43,7 +43,7 @@ run: build ## build, start in ./data (DATA=dir) and say where things are
 	@exec ./bin/keystead serve --data $(DATA)
 
 test: packages build ## every test, with real clients; as root installs the Debian packages it needs
-	@{ $(GO) test -json -timeout 8m ./... || true; $(GO) test -json -tags e2e -timeout 10m ./e2e/... || true; } | $(GO) run ./internal/tested -again
+	@{ $(GO) test -json -timeout 8m ./... || true; $(GO) test -json -tags e2e -timeout 16m ./e2e/... || true; } | $(GO) run ./internal/tested -again
 
 unit: ## the tests that need nothing but Go
 	@$(GO) test ./...
