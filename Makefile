@@ -71,17 +71,19 @@ tidy: ## go.mod and go.sum
 
 # Measuring and wearing out: the room is bench.
 
-FLEETS ?= .fleets
-BENCH  := $(GO) run -buildvcs=false ./bench -keep $(FLEETS)
+FLEETS  ?= .fleets
+DEVICES ?= 1000000
+REVOKED ?= 100000
+ROUNDS  ?= 3
+BENCH   := $(GO) run -buildvcs=false ./bench -keep $(FLEETS) -devices $(DEVICES) -revoked $(REVOKED) -rounds $(ROUNDS)
 
-bench: build ## every benchmark beside its limit, into docs/benchmarks.md (NAME=regexp: some, printed only)
+bench: build ## every benchmark beside its limit, into docs/benchmarks.md (NAME=regexp: some, printed only; DEVICES=, REVOKED=, ROUNDS=)
 	@$(BENCH) -name '$(NAME)' $(if $(filter .,$(NAME)),-out docs/benchmarks.md)
 
-DEVICES ?= 1000000
-T       ?= 10m
+T ?= 10m
 
 bench-scale: build ## what must not grow with the fleet (DEVICES=10000000)
-	@$(BENCH) -name 'resolve|https|start|crl|scale' -devices $(DEVICES)
+	@$(BENCH) -name 'resolve|https|start|crl|scale'
 
 profiles: build ## CPU and allocations of the server under the benchmarks, into profiles/ (NAME=regexp), for go tool pprof
 	@$(BENCH) -name '$(if $(filter .,$(NAME)),enrol|handshake|coap|https,$(NAME))' -rounds 2 -profiles profiles

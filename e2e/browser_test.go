@@ -45,11 +45,11 @@ var named = []string{"public_url=https://" + publicName, "tls.names=" + publicNa
 // (nextTo). There is no other network.
 func (s *server) browse(neighbours ...*httptest.Server) *browser {
 	s.t.Helper()
-	rules, pins := "MAP "+publicName+":443 "+s.at.HTTPS, s.pin()
+	rules, pins := []string{"MAP " + publicName + ":443 " + s.at.HTTPS}, []string{s.pin()}
 	for _, n := range neighbours {
 		at := n.Listener.Addr().String()
-		rules += ", MAP " + strings.TrimPrefix(nextTo(n), "https://") + " " + at
-		pins += "," + pinOf(n.Certificate())
+		rules = append(rules, "MAP "+strings.TrimPrefix(nextTo(n), "https://")+" "+at)
+		pins = append(pins, pinOf(n.Certificate()))
 	}
 	b := &browser{t: s.t, http: &http.Client{Transport: &http.Transport{}, Timeout: 2 * patience}, name: "https://" + publicName}
 	s.t.Cleanup(b.http.CloseIdleConnections)
@@ -84,8 +84,8 @@ func (s *server) browse(neighbours ...*httptest.Server) *browser {
 			"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
 			"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=900,1000",
 			"--user-data-dir=" + s.t.TempDir(),
-			"--host-resolver-rules=" + rules + ", MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-			"--ignore-certificate-errors-spki-list=" + pins,
+			"--host-resolver-rules=" + strings.Join(rules, ", ") + ", MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+			"--ignore-certificate-errors-spki-list=" + strings.Join(pins, ","),
 		}, "perfLoggingPrefs": map[string]any{"enableNetwork": true, "enablePage": false}},
 		"goog:loggingPrefs": map[string]any{"browser": "ALL", "performance": "ALL"},
 	}}}, &made)

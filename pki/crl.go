@@ -220,11 +220,11 @@ func (l *crlDER) add(serial Serial, at time.Time, reason Reason) error {
 	if reason != Unspecified {
 		size += len(reasonHead) + 1
 	}
-	l.revoked = append(l.revoked, 0x30, byte(size), asn1.TagInteger, byte(len(number)))
+	l.revoked = append(l.revoked, 0x30, byte(size), asn1.TagInteger, byte(len(number))) //nolint:gosec // G115: at most 22 bytes of number, 15 of time and 12 of reason
 	l.revoked = append(l.revoked, number...)
-	l.revoked = at.AppendFormat(append(l.revoked, tag, byte(len(form))), form)
+	l.revoked = at.AppendFormat(append(l.revoked, tag, byte(len(form))), form) //nolint:gosec // G115: 13 or 15
 	if reason != Unspecified {
-		l.revoked = append(append(l.revoked, reasonHead...), byte(reason))
+		l.revoked = append(append(l.revoked, reasonHead...), byte(reason)) //nolint:gosec // G115: at most 10
 	}
 	l.entries++
 	return nil
