@@ -32,6 +32,11 @@ type Route struct {
 	Need   identity.Need
 	Handle Handler
 
+	// Enrols marks what a session may use whose certificate is of no known device
+	// and only good to enrol one: identity.ErrMayEnrol. It reaches nothing else,
+	// whatever its requests show besides.
+	Enrols bool
+
 	MaxBody    int    // the largest request body in bytes; 0 for the gateway's default
 	Observable bool   // GET may be observed; see Session.Notify
 	Link       string // attributes in /.well-known/core, such as `rt="ace.est.sen";ct="281 287"`

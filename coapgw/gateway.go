@@ -290,9 +290,15 @@ func (g *Gateway) Sweep(now time.Time) {
 		if overUDP && d.cid != nil {
 			limit = g.IdleTimeoutCID
 		}
+		if s.enrolsOnly() { // it has no device whose sleep it could outlive
+			limit = g.IdleTimeout
+		}
 		switch {
 		case idle >= limit:
 			s.end("idle", true)
+			continue
+		case s.enrolsOnly() && now.Sub(time.Unix(0, s.since)) >= maxEnrolling:
+			s.end("it was there to enrol, for long enough", true)
 			continue
 		case g.CloseOnExpiry && s.expired(now):
 			s.end("its credential has expired", true)
@@ -304,6 +310,9 @@ func (g *Gateway) Sweep(now time.Time) {
 		}
 	}
 }
+
+// maxEnrolling is how long a session lasts that can only enrol, however much it says.
+const maxEnrolling = time.Hour
 
 // expired reports whether what the session rests on has expired.
 func (s *session) expired(now time.Time) bool {
@@ -338,19 +347,23 @@ func (g *Gateway) takesAnonymous() bool {
 
 // resolve says whom a proof belongs to, and in which epoch that was so. A
 // certificate that is not known is no error: its owner may be about to enrol.
-func (g *Gateway) resolve(ctx context.Context, p identity.Proof) (a identity.Actor, known bool, epoch uint64, err error) {
-	epoch = g.Epoch() // before: what is revoked meanwhile is found next time
+func (g *Gateway) resolve(ctx context.Context, p identity.Proof) (found, error) {
+	f := found{epoch: g.Epoch()} // before: what is revoked meanwhile is found next time
 	if p.PSK == "" && len(p.Chain) == 0 {
-		return a, false, epoch, nil
+		return f, nil
 	}
-	a, err = g.Resolver(ctx, p)
+	a, err := g.Resolver(ctx, p)
 	switch {
 	case err == nil:
-		return a, true, epoch, nil
+		f.actor, f.known = a, true
+		return f, nil
+	case errors.Is(err, identity.ErrMayEnrol) && p.PSK == "":
+		f.enrols = true
+		return f, nil
 	case errors.Is(err, identity.ErrNoCredential) && p.PSK == "":
-		return a, false, epoch, nil
+		return f, nil
 	}
-	return a, false, epoch, err
+	return f, err
 }
 
 const (

@@ -2,12 +2,14 @@ package coapgw_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"keystead/coapgw"
 	"keystead/devices"
 	"keystead/identity"
+	"keystead/page"
 )
 
 func TestWhoamiIsTheSameByPSKAndByCertificate(t *testing.T) {
@@ -389,5 +392,85 @@ func TestAnonymousSessions(t *testing.T) {
 		if !c.isClosed() {
 			t.Error("an anonymous session that asked for more is not closed")
 		}
+	}
+}
+
+// A certificate that may enrol a device, and is of none yet, opens a session that reaches what
+// is for enrolment, over DTLS and TLS, and nothing else: what is public to
+// others neither, and no key in a request helps.
+func TestASessionThatMayEnrolReachesNothingElse(t *testing.T) {
+	ok := func(context.Context, *coap.Request) (coap.Response, error) {
+		return coap.Response{Code: coap.Content, Body: []byte("reached")}, nil
+	}
+	var clock atomic.Int64
+	w := newWorld(t, func(gw *coapgw.Gateway) {
+		gw.OCF.Enabled, gw.OCF.ClientCertificateRequired = true, false
+		gw.OCF.Providers = []coapgw.OCFProvider{{Name: "ours"}}
+		gw.Accounts = &cloud{}
+		gw.Now = func() time.Time { return time.Now().Add(time.Duration(clock.Load())) }
+		gw.Routes = append(gw.Routes,
+			coap.Route{Method: coap.POST, Path: "/est/{label}/sen", Need: identity.Public, Enrols: true, Handle: ok},
+			coap.Route{Method: coap.POST, Path: "/open", Need: identity.Public, Handle: ok},
+			coap.Route{Method: coap.POST, Path: "/proven", Need: identity.Proven, Handle: ok})
+	})
+	w.ledger.mu.Lock()
+	w.ledger.refused["maker's"] = identity.ErrMayEnrol
+	w.ledger.mu.Unlock()
+	cert := w.ca.issue("maker's")
+	key := coap.Options{}.Add(coap.URIQuery, []byte("auth=thing1"))
+	for transport, open := range map[string]func() *client{
+		"DTLS": func() *client { return w.mustDial(certificate(cert)...) }, "TLS": func() *client { return w.mustDialTCP(cert) },
+	} {
+		c := open()
+		for _, r := range []struct {
+			method  coap.Code
+			path    string
+			options coap.Options
+		}{
+			{coap.GET, "/whoami", nil},
+			{coap.GET, "/whoami", key},
+			{coap.POST, "/proven", nil},
+			{coap.POST, "/proven", key},
+			{coap.POST, "/open", nil},
+			{coap.POST, "/open", key},
+			{coap.POST, "/oic/sec/account", nil},
+			{coap.POST, "/oic/sec/session", nil},
+			{coap.GET, "/x.plgd.dev/time", nil},
+			{coap.GET, "/oic/res", nil},
+			{coap.GET, "/nothing", nil},
+		} {
+			if got := c.do(r.method, r.path, r.options, nil); got.Code != coap.Unauthorized || bytes.Contains(got.Payload, []byte("reached")) {
+				t.Errorf("%s: %v %s: got %v %s, want 4.01", transport, r.method, r.path, got.Code, got.Payload)
+			}
+		}
+		if got := c.do(coap.POST, "/est/plant/sen", nil, nil); got.Code != coap.Content {
+			t.Errorf("%s: enrolment: got %v %s", transport, got.Code, got.Payload)
+		}
+		if got := c.do(coap.GET, "/.well-known/core", nil, nil); got.Code != coap.Content {
+			t.Errorf("%s: discovery: got %v %s", transport, got.Code, got.Payload)
+		}
+	}
+	if v := must(w.gw.List(identity.NewContext(t.Context(), identity.Actor{Kind: identity.User, Org: "org1", Role: identity.Owner}), "", page.Request{})); len(v.Items) != 0 {
+		t.Errorf("an organisation sees %d sessions that are of nobody", len(v.Items))
+	}
+	// It ends when it was there for an hour, however much it says; and with what its certificate
+	// is good for, on its next request.
+	// A request each before that: a client's handshake ends before the gateway has the session.
+	late := w.mustDial(certificate(cert)...)
+	late.do(coap.POST, "/est/plant/sen", nil, nil)
+	clock.Store(int64(59 * time.Minute))
+	late.do(coap.POST, "/est/plant/sen", nil, nil)
+	w.gw.Sweep(time.Now().Add(61 * time.Minute))
+	if !late.isClosed() {
+		t.Error("the session outlives its hour")
+	}
+	last := w.mustDial(certificate(cert)...)
+	last.do(coap.POST, "/est/plant/sen", nil, nil)
+	w.ledger.refuse("maker's")
+	if got := last.do(coap.POST, "/open", nil, nil); got.Code != coap.Unauthorized {
+		t.Errorf("after the certificate was revoked: got %v", got.Code)
+	}
+	if !last.isClosed() {
+		t.Error("the session outlives its certificate")
 	}
 }

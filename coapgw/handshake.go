@@ -84,9 +84,15 @@ type peer struct {
 	psk   string
 	chain [][]byte
 	tls13 bool
-	actor identity.Actor
-	known bool
-	epoch uint64
+	found
+}
+
+// found is whom the credential of a session was found to prove.
+type found struct {
+	actor  identity.Actor
+	known  bool   // there is such an actor
+	enrols bool   // there is none, and the certificate is good to enrol one
+	epoch  uint64 // in which that was found
 }
 
 // proven is whom a key was found to prove, and in which epoch.
@@ -250,7 +256,7 @@ func (h *handshake) resolve(id dtls.CipherSuiteID, hint []byte, chain [][]byte) 
 	}
 	ctx, cancel := context.WithTimeout(h.u.gw.ctx, lookupTimeout)
 	defer cancel()
-	h.state.actor, h.state.known, h.state.epoch, err = h.u.gw.resolve(ctx, proof)
+	h.state.found, err = h.u.gw.resolve(ctx, proof)
 	return err
 }
 

@@ -160,6 +160,9 @@ func pathOf(o coap.Options) (string, error) {
 // credential at all learns nothing of what is there.
 func (s *session) authorise(ctx context.Context, m *coap.Message, route coap.Route, known bool) (identity.Actor, error) {
 	actor, proven, ends, err := s.identify(ctx, shown(m.Options))
+	if s.enrolsOnly() && (err == nil || !ends) && (!known || !route.Enrols) {
+		return identity.Actor{}, identity.ErrMayEnrol // whatever the request shows: it is let in on no token
+	}
 	if err != nil {
 		// On a public route a credential that does not count is no obstacle,
 		// unless it is another's.

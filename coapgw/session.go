@@ -51,10 +51,8 @@ type session struct {
 	key  string   // the device it is listed under; guarded by gw.sessions.mu
 
 	mu      sync.Mutex
-	actor   identity.Actor // whom the session's own credential proves
-	known   bool           // there is such an actor
-	epoch   uint64         // in which that was found
-	signed  *signIn        // nil if it is not signed in
+	found           // whom the session's own credential proves
+	signed  *signIn // nil if it is not signed in
 	bucket  bucket
 	refused int // credentials of requests
 	more    *more
@@ -79,7 +77,7 @@ func newSession(gw *Gateway, l link, transport identity.Transport, p peer) *sess
 	now := gw.Now()
 	s := &session{
 		gw: gw, link: l, id: id.New(now), transport: transport, since: now.UnixNano(),
-		psk: p.psk, chain: p.chain, tls13: p.tls13, actor: p.actor, known: p.known, epoch: p.epoch,
+		psk: p.psk, chain: p.chain, tls13: p.tls13, found: p.found,
 	}
 	s.seen.Store(now.UnixNano())
 	return s
@@ -376,28 +374,36 @@ func (s *session) identify(ctx context.Context, shown credential) (a identity.Ac
 // anonymous reports whether the session itself shows no credential at all.
 func (s *session) anonymous() bool { return s.psk == "" && len(s.chain) == 0 }
 
+// enrolsOnly reports whether the session is of nobody, by a certificate that is good
+// to enrol a device and for nothing else.
+func (s *session) enrolsOnly() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.enrols
+}
+
 // maxRefused is how many wrong credentials the requests of a session may show.
 const maxRefused = 10
 
 // resolve finds out again whom the session belongs to.
 func (s *session) resolve(ctx context.Context) (identity.Actor, bool, error) {
-	a, known, epoch, err := s.gw.resolve(ctx, s.Proof())
+	f, err := s.gw.resolve(ctx, s.Proof())
 	s.mu.Lock()
 	was, wasKnown := s.actor, s.known
 	signed := s.signed
 	s.mu.Unlock()
-	if err == nil && wasKnown && (!known || !a.Is(was)) {
+	if err == nil && wasKnown && (!f.known || !f.actor.Is(was)) {
 		err = fault.New(fault.Unauthenticated, "the credential of the session is good no more")
 	}
 	if err == nil && signed != nil {
 		err = signed.check(ctx)
 	}
 	if err != nil {
-		return a, false, err
+		return f.actor, false, err
 	}
 	s.mu.Lock()
-	s.actor, s.known, s.epoch = a, known, epoch
-	a, known = s.actorNow(s.gw.Now())
+	s.found = f
+	a, known := s.actorNow(s.gw.Now())
 	s.mu.Unlock()
 	if known != wasKnown {
 		s.gw.sessions.index(s)

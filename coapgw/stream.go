@@ -201,7 +201,7 @@ func (t *tcp) resolve(state tls.ConnectionState, from netip.AddrPort) (p peer, e
 	ctx, cancel := context.WithTimeout(t.gw.ctx, lookupTimeout)
 	defer cancel()
 	p.tls13 = proof.TLS13
-	p.actor, p.known, p.epoch, err = t.gw.resolve(ctx, proof)
+	p.found, err = t.gw.resolve(ctx, proof)
 	return p, err
 }
 

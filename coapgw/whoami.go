@@ -24,7 +24,7 @@ func (g *Gateway) ownRoutes() []coap.Route {
 
 // commonRoutes are served on every port.
 func (g *Gateway) commonRoutes() []coap.Route {
-	return []coap.Route{{Method: coap.GET, Path: "/.well-known/core", Need: identity.Public, Handle: g.core}}
+	return []coap.Route{{Method: coap.GET, Path: "/.well-known/core", Need: identity.Public, Enrols: true, Handle: g.core}}
 }
 
 // core answers what is served here (RFC 6690).

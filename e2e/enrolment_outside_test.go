@@ -88,7 +88,7 @@ func (m *maker) issue(name string) {
 }
 
 // A manufacturer takes a certificate back, and the device that has it enrols no
-// more, by what its OCSP responder says, and by its CRL
+// more: over HTTPS and over DTLS, by what its OCSP responder says, and by its CRL
 // where that does not answer. Both are openssl's.
 func TestManufacturerRevokes(t *testing.T) {
 	s := start(t, "webhook.allow_cidrs=127.0.0.0/8", "pki.outside.max_age=0s")
@@ -99,17 +99,33 @@ func TestManufacturerRevokes(t *testing.T) {
 	https := func(name string) (string, int) {
 		return s.est(wellKnown+"plant/simpleenroll", name, "--cert", s.path(name+".pem"), "--key", s.path(name+".key"))
 	}
+	dtls := func(name string) string {
+		return s.run("coap-client-openssl", "-B", "20", "-m", "post", "-c", s.path(name+".pem"), "-j", s.path(name+".key"), "-C", s.ca(),
+			"-t", "286", "-A", "287", "-f", s.path(name+".csr"), "-o", s.path(name+".der"), s.coaps("/est/plant/sen")).all()
+	}
 	m.issue("pump")
 	if body, code := https("pump"); code != http.StatusOK {
 		t.Fatalf("good, over HTTPS: got %d %s", code, body)
 	}
-	if m.asked.Load() != 1 || m.lists.Load() != 0 {
+	m.issue("valve")
+	said := dtls("valve")
+	if r := s.run("openssl", "x509", "-inform", "DER", "-in", "valve.der", "-noout", "-issuer"); r.code != 0 {
+		t.Errorf("good, over DTLS: got no certificate: %s", said)
+	}
+	if m.asked.Load() < 2 || m.lists.Load() != 0 {
 		t.Errorf("OCSP was asked %d times and the CRL %d times", m.asked.Load(), m.lists.Load())
 	}
-	s.must("openssl", "ca", "-config", "maker.conf", "-revoke", "pump.pem", "-crl_reason", "keyCompromise")
+	for _, name := range []string{"pump", "valve"} {
+		s.must("openssl", "ca", "-config", "maker.conf", "-revoke", name+".pem", "-crl_reason", "keyCompromise")
+	}
 	for _, by := range []string{"OCSP", "CRL"} {
 		if body, code := https("pump"); code != http.StatusUnauthorized || !strings.Contains(body, "revoked by its CA (keyCompromise)") {
 			t.Errorf("revoked, over HTTPS, by %s: got %d %s", by, code, body)
+		}
+		s.must("rm", "-f", "valve.der")
+		said := dtls("valve")
+		if _, err := os.Stat(s.path("valve.der")); err == nil || !strings.Contains(said, "bad certificate") {
+			t.Errorf("revoked, over DTLS, by %s: got %s, want no session", by, said)
 		}
 		m.ocsp.Store(false)
 	}

@@ -36,7 +36,7 @@ func (s *Service) CoAPRoutes() []coap.Route {
 	var routes []coap.Route
 	for _, r := range resources {
 		add := func(path string, listed bool) {
-			routes = append(routes, coap.Route{Method: r.method, Path: path, Need: identity.Public, Handle: r.handle, MaxBody: maxCoAPBody, Link: r.link, Listed: listed})
+			routes = append(routes, coap.Route{Method: r.method, Path: path, Need: identity.Public, Enrols: true, Handle: r.handle, MaxBody: maxCoAPBody, Link: r.link, Listed: listed})
 		}
 		for i, base := range []string{"/est/", "/.well-known/est/"} {
 			for _, label := range []string{"", "{label}/"} {

@@ -50,6 +50,11 @@ type MethodFunc func(ctx context.Context, p Proof) (Actor, error)
 // Resolve calls f.
 func (f MethodFunc) Resolve(ctx context.Context, p Proof) (Actor, error) { return f(ctx, p) }
 
+// ErrMayEnrol is the Unauthenticated fault for a certificate of no known device that
+// comes from a CA its organisation knows: it may be shown to EST, and is good for nothing
+// else.
+var ErrMayEnrol = fault.New(fault.Unauthenticated, "the certificate is not of a device known here; it may enrol one and is good for nothing else")
+
 // Resolver says who is calling. All listeners share its methods.
 type Resolver []Method
 

@@ -144,9 +144,9 @@ func (s *Service) outsideGood(ctx context.Context, path []*x509.Certificate, che
 		reason, revoked, err := s.Outside.status(ctx, cert, path[i+1])
 		switch {
 		case err != nil && check != CheckHard:
-			// Named by its number: a subject can be the key of a thing.
+			// Its subject may be the key of a thing, see mtls.cn_thing_key: it is not logged.
 			s.Log.WarnContext(ctx, "whether a certificate of an outside CA is revoked could not be found out; it is let through",
-				slog.String("serial", cert.SerialNumber.Text(16)), slog.String("issuer", cert.Issuer.String()), slog.Any("error", err))
+				slog.String("serial", string(SerialOf(cert.SerialNumber))), slog.String("issuer", cert.Issuer.String()), slog.Any("error", err))
 		case errors.Is(err, errNowhere):
 			return fault.New(fault.Unauthenticated, "the revocation of %q must be looked up and cannot be: it names no CRL or OCSP responder", cert.Subject.String())
 		case err != nil:

@@ -148,20 +148,31 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 // elsewhere, or here for no device. It is for those who know such devices by
 // another name, and Unauthenticated for every other chain.
 func (s *Service) Nameless(ctx context.Context, chain []*x509.Certificate) (org string, err error) {
+	org, _, err = s.nameless(ctx, chain)
+	return org, err
+}
+
+// FromOutside reports whether a presented chain is what [Service.Nameless] is for, and its
+// certificate was issued elsewhere.
+func (s *Service) FromOutside(ctx context.Context, chain []*x509.Certificate) (bool, error) {
+	_, outside, err := s.nameless(ctx, chain)
+	return outside && err == nil, err
+}
+
+func (s *Service) nameless(ctx context.Context, chain []*x509.Certificate) (org string, outside bool, err error) {
 	leaf := chain[0]
 	sum := sha256.Sum256(leaf.Raw)
 	if err := inTime(leaf, s.Now()); err != nil {
-		return "", err
+		return "", false, err
 	}
 	ca, err := s.recognised(ctx, chain, sum)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	a, err := s.authority(ctx, ca)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	outside := false
 	err = s.DB.View(ctx, func(tx store.Tx) error {
 		c, err := certificates.GetBy(tx, "fingerprint", store.TermOf(hex.EncodeToString(sum[:])))
 		switch {
@@ -177,13 +188,13 @@ func (s *Service) Nameless(ctx context.Context, chain []*x509.Certificate) (org 
 	})
 	check := cmp.Or(a.Check, s.outsideCheck())
 	if err != nil || !outside || check == CheckOff {
-		return a.Org, err
+		return a.Org, outside, err
 	}
 	found, err := s.verify(ctx, chain, a, s.Now(), clientAuth)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	return a.Org, s.outsideGood(ctx, found.path, check)
+	return a.Org, true, s.outsideGood(ctx, found.path, check)
 }
 
 func (c *Certificate) good() error {

@@ -106,9 +106,31 @@ func (s *Server) certificate(ctx context.Context, p identity.Proof) (identity.Ac
 	case registered:
 		return a, identity.ErrNotMine
 	case s.Config.MTLS.CNThingKey:
-		return s.keyInName(ctx, p, err)
+		named, refused := s.keyInName(ctx, p, err)
+		if !fault.Is(refused, fault.Unauthenticated) {
+			return named, refused
+		}
+		err = refused
 	}
-	return a, err
+	return a, s.mayEnrol(ctx, p, err)
+}
+
+// mayEnrol lets a device begin a session over CoAP that has a certificate of an outside
+// CA its organisation knows, such as its manufacturer's, and is not known itself. The
+// session reaches EST only, which decides what the certificate is good for. Others are
+// refused, certificates that were issued here for no device among them.
+func (s *Server) mayEnrol(ctx context.Context, p identity.Proof, refused error) error {
+	if p.Transport == identity.HTTPS {
+		return refused
+	}
+	outside, err := s.PKI.FromOutside(ctx, p.Chain)
+	switch {
+	case err == nil && outside:
+		return identity.ErrMayEnrol
+	case err == nil, fault.Is(err, fault.Unauthenticated):
+		return refused
+	}
+	return err
 }
 
 // keyInName is the method of certificates whose common name is the internal key of
