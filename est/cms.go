@@ -3,6 +3,7 @@ package est
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -18,7 +19,7 @@ import (
 // recipient is the key that a client wants its new key encrypted to: the one of
 // its request (RFC 7030, 4.4.1.2).
 type recipient struct {
-	key   *rsa.PublicKey
+	key   any // an *rsa.PublicKey or *ecdsa.PublicKey
 	keyID []byte
 }
 
@@ -29,20 +30,21 @@ func keyRecipient(csr *x509.CertificateRequest) (*recipient, error) {
 	for _, oid := range pki.CSRAttributes(csr) {
 		switch {
 		case oid.Equal(oidDecryptKeyID):
-			return nil, fault.New(fault.Invalid, "encrypted key delivery with a symmetric key (DecryptKeyIdentifier) is not supported; use an RSA key and AsymmetricDecryptKeyIdentifier, or leave it out")
+			return nil, fault.New(fault.Invalid, "encrypted key delivery with a symmetric key (DecryptKeyIdentifier) is not supported; use AsymmetricDecryptKeyIdentifier and the key of the request, or leave it out")
 		case oid.Equal(oidAsymmetricDecryptKeyID):
-			key, ok := csr.PublicKey.(*rsa.PublicKey)
-			if !ok {
-				return nil, fault.New(fault.Invalid, "encrypted key delivery is for RSA keys only; sign the request with the RSA key to encrypt to")
+			switch csr.PublicKey.(type) {
+			case *rsa.PublicKey, *ecdsa.PublicKey:
+			default:
+				return nil, fault.New(fault.Invalid, "nothing can be encrypted to a key of this kind; sign the request with the RSA or ECDSA key to encrypt to")
 			}
-			if err := pki.GoodKey(key); err != nil {
+			if err := pki.GoodKey(csr.PublicKey); err != nil {
 				return nil, err
 			}
 			if err := pki.CheckSignature(csr); err != nil { // to encrypt to a key, its holder must be there
 				return nil, err
 			}
 			id := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
-			return &recipient{key: key, keyID: id[:20]}, nil
+			return &recipient{key: csr.PublicKey, keyID: id[:20]}, nil
 		}
 	}
 	return nil, nil
@@ -59,7 +61,7 @@ var (
 
 type envelopedData struct {
 	Version    int
-	Recipients []keyTrans `asn1:"set"`
+	Recipients []asn1.RawValue `asn1:"set"`
 	Content    encryptedContent
 }
 
@@ -81,36 +83,20 @@ type oaepParams struct {
 	MGF  pkix.AlgorithmIdentifier `asn1:"explicit,tag:1"`
 }
 
-// seal returns secret as CMS EnvelopedData for r: AES-256-CBC, its key by
-// RSA-OAEP with SHA-256 (RFC 5652, 6; RFC 4056).
+// seal returns secret as CMS EnvelopedData for r: AES-256-CBC, its key sent as
+// the kind of the recipient's has it (RFC 5652, 6).
 func (r *recipient) seal(secret []byte) ([]byte, error) {
 	key, iv := make([]byte, 32), make([]byte, aes.BlockSize)
 	rand.Read(key) // never fails, never short
 	rand.Read(iv)
 	defer clear(key)
-	block, err := aes.NewCipher(key)
+	content, err := encryptCBC(key, iv, secret)
 	if err != nil {
-		return nil, fmt.Errorf("est: %w", err)
+		return nil, err
 	}
-	pad := aes.BlockSize - len(secret)%aes.BlockSize
-	content := make([]byte, len(secret), len(secret)+pad)
-	copy(content, secret)
-	for range pad {
-		content = append(content, byte(pad))
-	}
-	cipher.NewCBCEncrypter(block, iv).CryptBlocks(content, content)
-	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, r.key, key, nil)
+	info, err := r.info(key)
 	if err != nil {
-		return nil, fmt.Errorf("est: %w", err)
-	}
-	hash := pkix.AlgorithmIdentifier{Algorithm: oidSHA256}
-	mgf, err := asn1.Marshal(hash)
-	if err != nil {
-		return nil, fmt.Errorf("est: %w", err)
-	}
-	params, err := asn1.Marshal(oaepParams{hash, pkix.AlgorithmIdentifier{Algorithm: oidMGF1, Parameters: asn1.RawValue{FullBytes: mgf}}})
-	if err != nil {
-		return nil, fmt.Errorf("est: %w", err)
+		return nil, err
 	}
 	octets, err := asn1.Marshal(iv)
 	if err != nil {
@@ -118,7 +104,7 @@ func (r *recipient) seal(secret []byte) ([]byte, error) {
 	}
 	inner, err := asn1.Marshal(envelopedData{
 		Version:    2,
-		Recipients: []keyTrans{{2, r.keyID, pkix.AlgorithmIdentifier{Algorithm: oidRSAOAEP, Parameters: asn1.RawValue{FullBytes: params}}, wrapped}},
+		Recipients: []asn1.RawValue{{FullBytes: info}},
 		Content:    encryptedContent{oidPKCS7Data, pkix.AlgorithmIdentifier{Algorithm: oidAES256CBC, Parameters: asn1.RawValue{FullBytes: octets}}, content},
 	})
 	if err != nil {
@@ -132,4 +118,50 @@ func (r *recipient) seal(secret []byte) ([]byte, error) {
 		return nil, fmt.Errorf("est: %w", err)
 	}
 	return out, nil
+}
+
+// encryptCBC encrypts secret, padded as CMS has it (RFC 5652, 6.3).
+func encryptCBC(key, iv, secret []byte) ([]byte, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, fmt.Errorf("est: %w", err)
+	}
+	pad := aes.BlockSize - len(secret)%aes.BlockSize
+	content := make([]byte, len(secret), len(secret)+pad)
+	copy(content, secret)
+	for range pad {
+		content = append(content, byte(pad))
+	}
+	cipher.NewCBCEncrypter(block, iv).CryptBlocks(content, content)
+	return content, nil
+}
+
+// info is the RecipientInfo that takes the content's key to r.
+func (r *recipient) info(key []byte) ([]byte, error) {
+	if to, ok := r.key.(*ecdsa.PublicKey); ok {
+		return agreeKey(to, r.keyID, key)
+	}
+	to, ok := r.key.(*rsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("est: nothing is encrypted to a %T", r.key)
+	}
+	return transportKey(to, r.keyID, key)
+}
+
+// transportKey encrypts a key by RSA-OAEP with SHA-256 (RFC 5652, 6.2.1; RFC 4056).
+func transportKey(to *rsa.PublicKey, keyID, key []byte) ([]byte, error) {
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, to, key, nil)
+	if err != nil {
+		return nil, fmt.Errorf("est: %w", err)
+	}
+	hash := pkix.AlgorithmIdentifier{Algorithm: oidSHA256}
+	mgf, err := asn1.Marshal(hash)
+	if err != nil {
+		return nil, fmt.Errorf("est: %w", err)
+	}
+	params, err := asn1.Marshal(oaepParams{hash, pkix.AlgorithmIdentifier{Algorithm: oidMGF1, Parameters: asn1.RawValue{FullBytes: mgf}}})
+	if err != nil {
+		return nil, fmt.Errorf("est: %w", err)
+	}
+	return asn1.Marshal(keyTrans{2, keyID, pkix.AlgorithmIdentifier{Algorithm: oidRSAOAEP, Parameters: asn1.RawValue{FullBytes: params}}, wrapped})
 }

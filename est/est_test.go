@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -689,17 +690,33 @@ func TestServerKeygen(t *testing.T) {
 	if a := f.do(t, exchange{path: "serverkeygen", body: b64(symmetric), auth: f.token(t, est.NewToken{})}); a.status != 400 || strings.Contains(a.body, "PRIVATE") {
 		t.Errorf("a key is wanted encrypted in a way that is not supported: got %d %s, want 400", a.status, a.body)
 	}
-	holder := must(rsa.GenerateKey(rand.Reader, 2048))
-	asked := withAttribute(t, holder, request(t, holder, "enc"), asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 2, 54}, []byte("k"))
-	a := f.do(t, exchange{path: "serverkeygen", body: b64(asked), auth: f.token(t, est.NewToken{})})
-	key, cert, enveloped := parts(a)
-	if key != nil || enveloped == nil {
-		t.Fatal("the key was not encrypted")
+	wanted := asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 2, 54}
+	for name, holder := range map[string]crypto.Signer{
+		"rsa": must(rsa.GenerateKey(rand.Reader, 2048)), "p256": newKey(t),
+		"p384": must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader)), "p521": must(ecdsa.GenerateKey(elliptic.P521(), rand.Reader)),
+	} {
+		asked := withAttribute(t, holder, request(t, holder, "enc-"+name), wanted, []byte("k"))
+		key, cert, enveloped := parts(f.do(t, exchange{path: "serverkeygen", body: b64(asked), auth: f.token(t, est.NewToken{})}))
+		if key != nil || enveloped == nil {
+			t.Fatalf("to a key of %s: the new key was not encrypted", name)
+		}
+		opened := decryptCMS(t, enveloped, holder)
+		if k, ok := opened.(*ecdsa.PrivateKey); !ok || !k.PublicKey.Equal(cert.PublicKey) {
+			t.Errorf("to a key of %s: openssl decrypted a %T, want the key of the certificate", name, opened)
+		}
 	}
-	opened := decryptCMS(t, enveloped, holder)
-	if k, ok := opened.(*ecdsa.PrivateKey); !ok || !k.PublicKey.Equal(cert.PublicKey) {
-		t.Errorf("openssl decrypted a %T, want the key of the certificate", opened)
+	_, signs := must2(ed25519.GenerateKey(rand.Reader))
+	asked := withAttribute(t, signs, request(t, signs, "ed"), wanted, []byte("k"))
+	if a := f.do(t, exchange{path: "serverkeygen", body: b64(asked), auth: f.token(t, est.NewToken{})}); a.status != 400 || !strings.Contains(a.body, "RSA or ECDSA") {
+		t.Errorf("to an Ed25519 key: got %d %s, want 400", a.status, a.body)
 	}
+}
+
+func must2[T, U any](v T, w U, err error) (T, U) {
+	if err != nil {
+		panic(err)
+	}
+	return v, w
 }
 
 func TestCSRAttrs(t *testing.T) {

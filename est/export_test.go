@@ -4,3 +4,9 @@ package est
 func KeyParts(plain, encrypted, certificate []byte) (body []byte, boundary string) {
 	return keyParts(plain, encrypted, certificate), keyBoundary
 }
+
+// The parts of key agreement, to be held against vectors.
+var (
+	WrapKey   = wrapKey
+	DeriveKey = deriveKey
+)

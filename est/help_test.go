@@ -3,6 +3,7 @@ package est_test
 import (
 	"context"
 	"crypto"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -47,11 +48,16 @@ func withAttribute(t testing.TB, key crypto.Signer, der []byte, oid asn1.ObjectI
 	tbs.Attributes = append(tbs.Attributes, asn1.RawValue{FullBytes: attribute})
 	raw := must(asn1.Marshal(tbs))
 	digest := sha256.Sum256(raw)
-	signature := must(key.Sign(rand.Reader, digest[:], crypto.SHA256))
+	signed, opts := digest[:], crypto.SHA256
 	algorithm := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}}
-	if _, ok := key.(*rsa.PrivateKey); ok {
+	switch key.(type) {
+	case *rsa.PrivateKey:
 		algorithm = pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, Parameters: asn1.NullRawValue}
+	case ed25519.PrivateKey:
+		algorithm = pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 3, 101, 112}}
+		signed, opts = raw, 0
 	}
+	signature := must(key.Sign(rand.Reader, signed, opts))
 	return must(asn1.Marshal(struct {
 		TBS       asn1.RawValue
 		Algorithm pkix.AlgorithmIdentifier
@@ -62,7 +68,7 @@ func withAttribute(t testing.TB, key crypto.Signer, der []byte, oid asn1.ObjectI
 var oidChallenge = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
 
 // decryptCMS has openssl open what was encrypted to a key.
-func decryptCMS(t testing.TB, enveloped []byte, key *rsa.PrivateKey) any {
+func decryptCMS(t testing.TB, enveloped []byte, key crypto.Signer) any {
 	t.Helper()
 	dir := t.TempDir()
 	in, k, out := filepath.Join(dir, "in"), filepath.Join(dir, "key"), filepath.Join(dir, "out")
