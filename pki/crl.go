@@ -164,6 +164,7 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 	if err != nil {
 		return CRL{}, fmt.Errorf("pki: crl %s/%d: %w", a.ID, shard, err)
 	}
+	s.lintCRL(ctx, a, &list, der)
 	crl := CRL{CA: a.ID, Shard: shard, Number: number, DER: der, IssuedAt: now, Expires: list.nextUpdate, Changes: state.Changes, Entries: list.entries}
 	return crl, s.DB.Update(ctx, func(tx store.Tx) error {
 		for _, r := range over {

@@ -1,6 +1,10 @@
 package pki
 
 import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 
@@ -58,6 +62,52 @@ func (t *template) lint() error {
 		return fault.New(fault.Invalid, "the certificate would break the rules of its format: %s", strings.Join(findings, ", "))
 	}
 	return nil
+}
+
+// crlExceptions are findings that CRLs here may have, and why.
+var crlExceptions = map[string]string{
+	"e_cab_crl_has_valid_reason_code": "the web's PKI knows no hold, and fewer reasons than RFC 5280 has, which are all given here",
+	"e_crl_next_update_invalid":       "how long the list of an offline root is good is for those to say who come together to sign it; ours are for a week",
+}
+
+// LintCRL returns the names of the lints, errors and warnings, that find fault with
+// a CRL, without those that are excepted. All sources count: what the web's PKI asks of
+// lists is not at odds with devices.
+func LintCRL(der []byte) ([]string, error) {
+	list, err := zx509.ParseRevocationList(der)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "the CRL is not well-formed")
+	}
+	var findings []string
+	config := lint.NewEmptyConfig()
+	for _, rule := range lint.GlobalRegistry().RevocationListLints().Lints() {
+		if result := rule.Execute(list, config); result.Status >= lint.Warn {
+			if _, excepted := crlExceptions[rule.Name]; !excepted {
+				findings = append(findings, rule.Name)
+			}
+		}
+	}
+	return findings, nil
+}
+
+// lintedEntries is how long a list is at most that is linted as it is made: entries are
+// written in one way, and one list is like another.
+const lintedEntries = 1000
+
+// lintCRL has a list linted if none like it was: of the same CA, with the same extensions,
+// empty or not, of the same day. Fault that is found is told and does not hold
+// the list back, without which a revocation would not be known.
+func (s *Service) lintCRL(ctx context.Context, a *authority, list *crlDER, der []byte) {
+	sh := shape(sha256.Sum256(fmt.Appendf(nil, "crl %s %d %t %s", a.ID, len(list.extra), list.entries > 0, list.thisUpdate.Format("2006-01-02"))))
+	if list.entries > lintedEntries || s.shapes.known(sh) {
+		return
+	}
+	findings, err := LintCRL(der)
+	if err != nil || len(findings) > 0 {
+		s.Log.ErrorContext(ctx, "a CRL breaks the rules of its format", slog.String("ca", string(a.ID)), slog.Any("lints", findings), slog.Any("error", err))
+		return
+	}
+	s.shapes.add(sh)
 }
 
 // Lint returns the names of the lints, errors and warnings, that find fault with
