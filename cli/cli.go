@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -122,7 +123,10 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "table", "output `format`: table, json, yaml or csv")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)))
 	must(root.MarkPersistentFlagDirname("data"))
-	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return usage(cmd, a.checkFormat()) }
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		// cobra looks at the required flags and groups after this, and has no way to say that it is a matter of usage.
+		return usage(cmd, cmp.Or(a.checkFormat(), cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()))
+	}
 
 	for _, add := range commands {
 		root.AddCommand(add(a))

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"keystead/client"
 )
@@ -164,7 +165,8 @@ func serverDelete(a *app) *cobra.Command {
 
 func policyCommand(a *app) *cobra.Command {
 	return group("policy", "Say which devices go to which LwM2M servers, and with what credential",
-		policyAdd(a), policyList(a), policyDelete(a), policyEvaluate(a), policyPin(a), policyUnpin(a))
+		policyAdd(a), policyList(a), policyDelete(a), policyEvaluate(a), policyPin(a), policyUnpin(a),
+		group("override", "Have one device bootstrap otherwise than its policy says", overrideSet(a), overrideShow(a), overrideDelete(a)))
 }
 
 var policyColumns = []column[client.LwM2MPolicy]{
@@ -300,6 +302,7 @@ func policyEvaluate(a *app) *cobra.Command {
 			return printOne(a, d, []column[client.LwM2MDecision]{
 				{name: "policy", cell: func(d client.LwM2MDecision) string { return d.Policy.Name }},
 				{name: "region", cell: func(d client.LwM2MDecision) string { return d.Region }},
+				{name: "override", cell: func(d client.LwM2MDecision) string { return map[bool]string{true: "yes", false: "no"}[d.Special] }},
 				{name: "servers", cell: func(d client.LwM2MDecision) string { return strings.Join(d.Servers, "\n") }},
 				{name: "reasons", cell: func(d client.LwM2MDecision) string {
 					lines := make([]string, len(d.Reasons))
@@ -340,6 +343,105 @@ func policyUnpin(a *app) *cobra.Command {
 				return noDevice(err)
 			}
 			a.done("%s is assigned by policy again", args[0])
+			return nil
+		}),
+	}
+}
+
+var overrideColumns = []column[client.LwM2MOverride]{
+	{name: "device", cell: func(o client.LwM2MOverride) string { return o.Device }},
+	{name: "in place of the policy's", cell: func(o client.LwM2MOverride) string {
+		o.Device, o.UpdatedAt = "", nil
+		return asJSON(o)
+	}},
+}
+
+func overrideSet(a *app) *cobra.Command {
+	var o client.LwM2MOverride
+	var format int
+	var lifetime int64
+	var skip, need, again, keepAll bool
+	cmd := &cobra.Command{
+		Use:   "set DEVICE",
+		Short: "Say what holds for a device in place of its policy, from its next bootstrap on; replaces what was said before",
+		Example: `  keystead policy override set pump-7 --credential rotate-psk --lifetime 600
+  keystead policy override set old-meter --skip-discover --format 1542 --delete-nothing`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeDevices(),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			given(cmd, "format", &o.Format, &format)
+			given(cmd, "lifetime", &o.Lifetime, &lifetime)
+			given(cmd, "skip-discover", &o.SkipDiscover, &skip)
+			given(cmd, "need-discover", &o.NeedDiscover, &need)
+			given(cmd, "bootstrap-again", &o.BootstrapAgain, &again)
+			if keepAll {
+				o.Deletes = []string{}
+			}
+			set, err := c.SetLwM2MOverride(cmd.Context(), args[0], o)
+			if err != nil {
+				return noDevice(err)
+			}
+			return printOne(a, set, overrideColumns)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Region, "region", "", "where it is, unless its label says another")
+	f.StringVar(&o.Credential, "credential", "", "what it proves itself to its server with")
+	f.IntVar(&o.GraceHours, "grace-hours", 0, "how long a credential that was replaced stays good")
+	f.StringVar(&o.BootstrapAccount, "bootstrap-account", "", "what becomes of the key it bootstraps with: keep or rotate")
+	f.StringSliceVar(&o.Deletes, "delete", nil, "what is deleted before anything is written, `path`s such as /0,/1")
+	f.BoolVar(&keepAll, "delete-nothing", false, "delete nothing before anything is written")
+	f.IntVar(&format, "format", 0, "the format it is written in: 11542, 1542, 110, 112 or 11544")
+	f.BoolVar(&skip, "skip-discover", false, "do not ask what it has")
+	f.BoolVar(&need, "need-discover", false, "fail if it does not say what it has")
+	f.Int64Var(&lifetime, "lifetime", 0, "of its registrations, in seconds")
+	f.StringVar(&o.Binding, "binding", "", "its binding, such as U or UQ")
+	f.BoolVar(&again, "bootstrap-again", false, "it bootstraps again if it cannot register")
+	f.StringToStringVar(&o.ServerResources, "server-resource", nil, "more of its Server instance, `id=value`; may be repeated")
+	var names []string
+	f.VisitAll(func(flag *pflag.Flag) { names = append(names, flag.Name) })
+	cmd.MarkFlagsOneRequired(names...)
+	cmd.MarkFlagsMutuallyExclusive("delete", "delete-nothing")
+	must(cmd.RegisterFlagCompletionFunc("bootstrap-account", cobra.FixedCompletions([]string{"keep", "rotate"}, cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.RegisterFlagCompletionFunc("credential", cobra.FixedCompletions(
+		[]string{"reuse", "rotate-psk", "issue-cert", "est"}, cobra.ShellCompDirectiveNoFileComp)))
+	return cmd
+}
+
+// given has a field point at the value of a flag, if that was given.
+func given[T any](cmd *cobra.Command, name string, field **T, value *T) {
+	if cmd.Flags().Changed(name) {
+		*field = value
+	}
+}
+
+func overrideShow(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "show DEVICE",
+		Short:             "Show what holds for a device in place of its policy",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeDevices(),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			o, err := c.LwM2MOverride(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return printOne(a, o, overrideColumns)
+		}),
+	}
+}
+
+func overrideDelete(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "delete DEVICE",
+		Short:             "Bootstrap a device by its policy again",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeDevices(),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			if err := c.DeleteLwM2MOverride(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			a.done("%s bootstraps by its policy again", args[0])
 			return nil
 		}),
 	}

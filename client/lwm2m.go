@@ -76,11 +76,32 @@ type LwM2MDecision struct {
 	Region  string      `json:"region"`
 	Servers []string    `json:"servers"`
 	Kept    bool        `json:"kept"`
+	Special bool        `json:"override"` // the policy is as the device's override has it
 	Reasons []struct {
 		Server string `json:"server"`
 		Chosen bool   `json:"chosen"`
 		Reason string `json:"reason"`
 	} `json:"reasons"`
+}
+
+// LwM2MOverride is what holds for one device in place of its policy. What is
+// left out is as the policy has it.
+type LwM2MOverride struct {
+	Device           string            `json:"device,omitempty"`
+	Region           string            `json:"region,omitempty"`
+	Credential       string            `json:"credential,omitempty"`
+	GraceHours       int               `json:"grace_hours,omitempty"`
+	BootstrapAccount string            `json:"bootstrap_account,omitempty"` // keep or rotate
+	Deletes          []string          `json:"deletes,omitzero"`            // empty and not nil deletes nothing
+	Format           *int              `json:"format,omitempty"`
+	SkipDiscover     *bool             `json:"skip_discover,omitempty"`
+	NeedDiscover     *bool             `json:"need_discover,omitempty"`
+	Lifetime         *int64            `json:"lifetime,omitempty"`
+	Binding          string            `json:"binding,omitempty"`
+	BootstrapAgain   *bool             `json:"bootstrap_again,omitempty"`
+	ServerResources  map[string]string `json:"server_resources,omitempty"`
+	Access           json.RawMessage   `json:"access,omitempty"`
+	UpdatedAt        *time.Time        `json:"updated_at,omitempty"`
 }
 
 // Bootstrap is the record of one bootstrap.
@@ -171,6 +192,22 @@ func (c *Client) PinLwM2M(ctx context.Context, device string, servers []string) 
 		return err
 	}
 	_, err := Do[struct{}](ctx, c, http.MethodPut, path, nil, map[string][]string{"servers": servers})
+	return err
+}
+
+// LwM2MOverride returns what holds for a device, by id or alias, in place of its policy.
+func (c *Client) LwM2MOverride(ctx context.Context, device string) (LwM2MOverride, error) {
+	return Do[LwM2MOverride](ctx, c, http.MethodGet, Path("api", "v1", "lwm2m", "devices", device, "bootstrap"), nil, nil)
+}
+
+// SetLwM2MOverride replaces what holds for a device in place of its policy.
+func (c *Client) SetLwM2MOverride(ctx context.Context, device string, o LwM2MOverride) (LwM2MOverride, error) {
+	return Do[LwM2MOverride](ctx, c, http.MethodPut, Path("api", "v1", "lwm2m", "devices", device, "bootstrap"), nil, o)
+}
+
+// DeleteLwM2MOverride has the policy count for a device again.
+func (c *Client) DeleteLwM2MOverride(ctx context.Context, device string) error {
+	_, err := Do[struct{}](ctx, c, http.MethodDelete, Path("api", "v1", "lwm2m", "devices", device, "bootstrap"), nil, nil)
 	return err
 }
 

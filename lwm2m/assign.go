@@ -73,6 +73,7 @@ type Decision struct {
 	Reasons []Reason
 	Region  string
 	Kept    bool // the servers are those of before
+	Special bool // the policy is as the device's override has it
 }
 
 // Reason says what a filter made of a server.
@@ -101,6 +102,13 @@ func ClientID(d devices.Device) string {
 
 // decide chooses the servers of a device as part of tx. It writes nothing.
 func (s *Service) decide(tx store.Tx, u Subject) (d Decision, err error) {
+	special, err := overrideIn(tx, u.Device.ID)
+	if err != nil {
+		return d, err
+	}
+	if special != nil && special.Region != "" {
+		u.Region = special.Region
+	}
 	u.Region = s.region(u)
 	d.Region = u.Region
 	list, err := policiesIn(tx, u.Device.Org)
@@ -110,6 +118,9 @@ func (s *Service) decide(tx store.Tx, u Subject) (d Decision, err error) {
 	d.Policy = defaultPolicy
 	if i := slices.IndexFunc(list, func(p Policy) bool { return p.Match.fits(u) }); i >= 0 {
 		d.Policy = list[i]
+	}
+	if special != nil {
+		d.Policy, d.Special = special.over(d.Policy), true
 	}
 	all, err := s.serversIn(tx)
 	if err != nil {

@@ -621,6 +621,9 @@ func (s *Service) observe(ctx context.Context, tx store.Tx, c devices.Change) er
 	if _, err := assignments.Delete(tx, c.Device.ID); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
+	if _, err := overrides.Delete(tx, c.Device.ID); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
 	v, err := registrations.Delete(tx, c.Device.ID)
 	if fault.Is(err, fault.NotFound) {
 		return nil

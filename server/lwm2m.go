@@ -175,6 +175,9 @@ func (s *Server) lwm2mRoutes() []route {
 		{method: http.MethodGet, path: device + "/assignment", need: identity.BootstrapRead, handle: s.lwm2mAssignment},
 		{method: http.MethodPut, path: device + "/assignment", need: identity.BootstrapWrite, handle: s.pinLwM2MDevice},
 		{method: http.MethodDelete, path: device + "/assignment", need: identity.BootstrapWrite, handle: s.unpinLwM2MDevice},
+		{method: http.MethodGet, path: device + "/bootstrap", need: identity.BootstrapRead, handle: s.lwm2mOverride},
+		{method: http.MethodPut, path: device + "/bootstrap", need: identity.BootstrapWrite, handle: s.setLwM2MOverride},
+		{method: http.MethodDelete, path: device + "/bootstrap", need: identity.BootstrapWrite, handle: s.deleteLwM2MOverride},
 		{method: http.MethodGet, path: device + "/registration", need: identity.DevicesRead, handle: s.lwm2mRegistration},
 		{method: http.MethodGet, path: sessions, need: identity.BootstrapRead, handle: s.listLwM2MSessions},
 		{method: http.MethodGet, path: sessions + "/live", need: identity.BootstrapRead, handle: s.tailLwM2MSessions, stream: true},
@@ -397,6 +400,7 @@ type lwm2mDecisionView struct {
 	Region   string             `json:"region"`
 	Servers  []string           `json:"servers"`
 	Kept     bool               `json:"kept"`
+	Override bool               `json:"override"`
 	Reasons  []lwm2m.Reason     `json:"reasons"`
 	Accounts []lwm2mAccountView `json:"accounts,omitempty"`
 }
@@ -413,7 +417,7 @@ type lwm2mAccountView struct {
 }
 
 func viewDecision(d lwm2m.Decision) lwm2mDecisionView {
-	v := lwm2mDecisionView{Policy: d.Policy, Region: d.Region, Kept: d.Kept, Reasons: orEmpty(d.Reasons), Servers: make([]string, len(d.Servers))}
+	v := lwm2mDecisionView{Policy: d.Policy, Region: d.Region, Kept: d.Kept, Override: d.Special, Reasons: orEmpty(d.Reasons), Servers: make([]string, len(d.Servers))}
 	for i, server := range d.Servers {
 		v.Servers[i] = server.ID
 	}
@@ -514,6 +518,34 @@ func (s *Server) pinLwM2MDevice(c echo.Context) error {
 
 func (s *Server) unpinLwM2MDevice(c echo.Context) error {
 	if err := s.LwM2M.Unpin(c.Request().Context(), c.Param("id")); err != nil {
+		return err
+	}
+	return c.NoContent(http.StatusNoContent)
+}
+
+func (s *Server) lwm2mOverride(c echo.Context) error {
+	o, err := s.LwM2M.Override(c.Request().Context(), c.Param("id"))
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, o)
+}
+
+// setLwM2MOverride replaces what holds for one device in place of its policy.
+func (s *Server) setLwM2MOverride(c echo.Context) error {
+	var in lwm2m.Override
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	o, err := s.LwM2M.SetOverride(c.Request().Context(), c.Param("id"), in)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, o)
+}
+
+func (s *Server) deleteLwM2MOverride(c echo.Context) error {
+	if err := s.LwM2M.DeleteOverride(c.Request().Context(), c.Param("id")); err != nil {
 		return err
 	}
 	return c.NoContent(http.StatusNoContent)

@@ -74,6 +74,24 @@ func TestLwM2MServersAndPolicies(t *testing.T) {
 		t.Errorf("pinned to eu-1, the plan is %+v", plan)
 	}
 	s.call(t, s.admin, "DELETE", device+"/assignment", nil, http.StatusNoContent, nil)
+	s.call(t, s.admin, "GET", device+"/bootstrap", nil, http.StatusNotFound, nil)
+	s.call(t, s.admin, "PUT", device+"/bootstrap", map[string]any{"credential": "key"}, http.StatusBadRequest, nil)
+	s.call(t, s.admin, "PUT", device+"/bootstrap", map[string]any{"mode": "reuse"}, http.StatusBadRequest, nil)
+	s.call(t, s.admin, "PUT", device+"/bootstrap", map[string]any{"credential": "issue-cert", "deletes": []string{}, "access": []any{}}, http.StatusOK, nil)
+	var override struct {
+		Credential string
+		Deletes    []string
+		Format     *int
+	}
+	s.call(t, s.admin, "GET", device+"/bootstrap", nil, http.StatusOK, &override)
+	if override.Credential != "issue-cert" || override.Deletes == nil || override.Format != nil {
+		t.Errorf("override = %+v, want what was put and nothing else", override)
+	}
+	s.call(t, s.admin, "GET", device+"/plan", nil, http.StatusOK, &plan)
+	if len(plan.Accounts) != 1 || plan.Accounts[0].Credential != "issue-cert" {
+		t.Errorf("with another credential for the device, the plan is %+v", plan)
+	}
+	s.call(t, s.admin, "DELETE", device+"/bootstrap", nil, http.StatusNoContent, nil)
 	s.call(t, s.admin, "GET", device+"/registration", nil, http.StatusNotFound, nil)
 	s.call(t, s.admin, "POST", "/api/v1/lwm2m/servers/eu-2/drain", nil, http.StatusOK, nil)
 	s.call(t, s.admin, "POST", "/api/v1/lwm2m/policies/evaluate", map[string]any{"device": "pump-7"}, http.StatusOK, &decision)
@@ -90,6 +108,7 @@ func TestLwM2MServersAndPolicies(t *testing.T) {
 	s.call(t, token, "POST", "/api/v1/lwm2m/policies", map[string]any{"name": "all", "global": true}, http.StatusForbidden, nil)
 	s.call(t, token, "GET", device+"/plan", nil, http.StatusNotFound, nil)
 	s.call(t, token, "PUT", device+"/assignment", map[string]any{"servers": []string{"eu-1"}}, http.StatusNotFound, nil)
+	s.call(t, token, "PUT", device+"/bootstrap", map[string]any{"credential": "reuse"}, http.StatusNotFound, nil)
 }
 
 func TestCreatorCertificates(t *testing.T) {
