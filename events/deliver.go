@@ -30,38 +30,8 @@ const (
 	idlePause  = time.Minute
 )
 
-func (s *Service) woken() chan struct{} {
-	s.wakeOnce.Do(func() { s.wake = make(chan struct{}, 1) })
-	return s.wake
-}
-
-// poke has Run look at the queues now.
-func (s *Service) poke() {
-	select {
-	case s.woken() <- struct{}{}:
-	default:
-	}
-}
-
 // Run delivers until ctx is done.
-func (s *Service) Run(ctx context.Context) error {
-	s.poke() // for what waits since the last start
-	timer := time.NewTimer(idlePause)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-s.woken():
-		case <-timer.C:
-		}
-		pause, err := s.Round(ctx)
-		if err != nil && ctx.Err() == nil {
-			return err
-		}
-		timer.Reset(pause)
-	}
-}
+func (s *Service) Run(ctx context.Context) error { return s.bell.Rounds(ctx, s.Round) }
 
 // Round delivers what is due now and returns how long to wait for the next.
 func (s *Service) Round(ctx context.Context) (time.Duration, error) {
@@ -102,11 +72,6 @@ func (s *Service) Round(ctx context.Context) (time.Duration, error) {
 // drain delivers to one webhook, in order, until nothing is left or one fails.
 // It returns how long to wait before looking again.
 func (s *Service) drain(ctx context.Context, w Webhook) (time.Duration, error) {
-	secret, err := s.Box.Open(w.place(), w.Sealed)
-	if err != nil {
-		return idlePause, fmt.Errorf("events: webhook %s: %w", w.ID, err)
-	}
-	defer secret.Wipe()
 	for ctx.Err() == nil {
 		var p page.Page[Delivery]
 		err := s.DB.View(ctx, func(tx store.Tx) (err error) {
@@ -120,7 +85,7 @@ func (s *Service) drain(ctx context.Context, w Webhook) (time.Duration, error) {
 			if wait := d.NextAt.Sub(s.Now()); wait > 0 {
 				return wait, nil
 			}
-			if done, err := s.try(ctx, w, secret, d); !done || err != nil {
+			if done, err := s.try(ctx, w, d); !done || err != nil {
 				return 0, err
 			}
 		}
@@ -130,8 +95,8 @@ func (s *Service) drain(ctx context.Context, w Webhook) (time.Duration, error) {
 
 // try delivers d once and notes what came of it. It reports false if the
 // delivery stays at the head of its queue.
-func (s *Service) try(ctx context.Context, w Webhook, secret seal.Secret, d Delivery) (done bool, err error) {
-	code, sendErr := s.deliver(ctx, w, secret, d)
+func (s *Service) try(ctx context.Context, w Webhook, d Delivery) (done bool, err error) {
+	code, sendErr := s.deliver(ctx, w, d)
 	if ctx.Err() != nil {
 		return false, nil //nolint:nilerr // stopping: it is tried again at the next start
 	}
@@ -159,8 +124,18 @@ func (s *Service) try(ctx context.Context, w Webhook, secret seal.Secret, d Deli
 	return done, err
 }
 
-// deliver makes one try, and returns the receiver's status.
-func (s *Service) deliver(ctx context.Context, w Webhook, secret seal.Secret, d Delivery) (int, error) {
+// deliver makes one try, and returns the receiver's status. A webhook whose secret
+// cannot be opened fails like one that does not answer: it holds up no other.
+func (s *Service) deliver(ctx context.Context, w Webhook, d Delivery) (int, error) {
+	secret, err := s.Box.Open(w.place(), w.Sealed)
+	if err != nil {
+		return 0, errors.New("the secret of the webhook cannot be opened: make the webhook anew")
+	}
+	defer secret.Wipe()
+	return s.deliverWith(ctx, w, secret, d)
+}
+
+func (s *Service) deliverWith(ctx context.Context, w Webhook, secret seal.Secret, d Delivery) (int, error) {
 	if w.Format == AzureIoTHub {
 		done, err := hub{s, w, secret}.settle(ctx, d.Event.Subj, false)
 		return done.Status, err

@@ -13,7 +13,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"time"
 
 	"keystead/audit"
@@ -133,8 +132,7 @@ type Service struct {
 	// CheckURL says what is wrong with the URL of a new webhook.
 	CheckURL func(url string) error
 
-	wakeOnce sync.Once
-	wake     chan struct{}
+	bell store.Bell // rung when there is something to deliver
 }
 
 // Emit queues an event for every webhook of its organisation that asks for its
@@ -163,7 +161,7 @@ func (s *Service) Emit(_ context.Context, tx store.Tx, e Event) error {
 			return err
 		}
 	}
-	tx.OnCommit(s.poke)
+	tx.OnCommit(s.bell.Ring)
 	return nil
 }
 
@@ -320,7 +318,7 @@ func (s *Service) SetPaused(ctx context.Context, webhookID string, paused bool) 
 		if err != nil {
 			return err
 		}
-		tx.OnCommit(s.poke)
+		tx.OnCommit(s.bell.Ring)
 		action := "webhook.resume"
 		if paused {
 			action = "webhook.pause"
@@ -342,7 +340,7 @@ func (s *Service) Delete(ctx context.Context, webhookID string) error {
 		}); err != nil {
 			return err
 		}
-		tx.OnCommit(s.poke)
+		tx.OnCommit(s.bell.Ring)
 		return s.Audit.Append(ctx, tx, audit.Entry{Action: "webhook.delete", Target: webhookID})
 	})
 }
@@ -376,7 +374,7 @@ func (s *Service) Resend(ctx context.Context, webhookID, deliveryID string) (d D
 			d.Failed, d.Tries, d.NextAt = false, 0, time.Time{}
 			return nil
 		})
-		tx.OnCommit(s.poke)
+		tx.OnCommit(s.bell.Ring)
 		return err
 	})
 	return d, err
@@ -418,7 +416,7 @@ func (s *Service) Test(ctx context.Context, webhookID, device string) (r TestRep
 	default:
 		now := s.Now().UTC()
 		e := Event{ID: id.New(now), Org: w.Org, Type: "test", Time: now, Data: json.RawMessage(`{}`)}
-		r.Status, sendErr = s.deliver(ctx, w, secret, Delivery{ID: id.New(now), Webhook: w.ID, Event: e})
+		r.Status, sendErr = s.deliverWith(ctx, w, secret, Delivery{ID: id.New(now), Webhook: w.ID, Event: e})
 	}
 	if sendErr != nil || r.Status < 200 || r.Status > 299 {
 		r.Error = reason(r.Status, sendErr)
@@ -450,7 +448,7 @@ func (s *Service) Sync(ctx context.Context, webhookID string, deviceIDs []string
 				return err
 			}
 		}
-		tx.OnCommit(s.poke)
+		tx.OnCommit(s.bell.Ring)
 		return nil
 	})
 }

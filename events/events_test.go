@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -174,6 +175,26 @@ func TestWhatIsRefusedForADayIsPutAside(t *testing.T) {
 	}
 	if got := w.round(t); !equal(got, "keystead.one") {
 		t.Errorf("sent again: got %v, want the one", got)
+	}
+}
+
+// TestOneThatCannotBeOpenedHoldsUpNoOther: its deliveries fail and say why.
+func TestOneThatCannotBeOpenedHoldsUpNoOther(t *testing.T) {
+	w := start(t)
+	broken := w.hook(t, events.New{URL: "https://a.example"})
+	box, err := seal.NewBox(seal.NewSecret(32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Box = box
+	w.hook(t, events.New{URL: "https://b.example"})
+	w.emit(t, "device.created")
+	if got := w.round(t); !equal(got, "keystead.device.created") {
+		t.Errorf("delivered %v", got)
+	}
+	left, err := w.Deliveries(acme(), broken.ID, false, page.Request{Limit: 10})
+	if err != nil || len(left.Items) != 1 || left.Items[0].Tries != 1 || !strings.Contains(left.Items[0].LastText, "cannot be opened") {
+		t.Errorf("what waits: %+v, %v", left.Items, err)
 	}
 }
 

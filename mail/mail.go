@@ -17,7 +17,6 @@ import (
 	"net"
 	netmail "net/mail"
 	"strconv"
-	"sync"
 	"time"
 
 	gomail "github.com/wneessen/go-mail"
@@ -39,8 +38,7 @@ type Service struct {
 	Password seal.Secret // of Config.Username; nil for none
 	TLS      *tls.Config // roots of the mail server's certificate; nil for the system's
 
-	wakeOnce sync.Once
-	wake     chan struct{}
+	bell store.Bell // rung when there is a mail to send
 }
 
 // Config is what an operator may choose.
@@ -159,20 +157,8 @@ func (s *Service) Queue(tx store.Tx, m Mail) error {
 	if err := mailTable.Insert(tx, w.ID, w); err != nil {
 		return err
 	}
-	tx.OnCommit(s.poke)
+	tx.OnCommit(s.bell.Ring)
 	return nil
-}
-
-func (s *Service) woken() chan struct{} {
-	s.wakeOnce.Do(func() { s.wake = make(chan struct{}, 1) })
-	return s.wake
-}
-
-func (s *Service) poke() {
-	select {
-	case s.woken() <- struct{}{}:
-	default:
-	}
 }
 
 // When a mail that was not taken is tried again.
@@ -182,24 +168,15 @@ const (
 	idlePause  = time.Minute
 )
 
-// Run sends until ctx is done.
+// Run sends until ctx is done. What cannot be read now is read later.
 func (s *Service) Run(ctx context.Context) error {
-	s.poke() // for what waits since the last start
-	timer := time.NewTimer(idlePause)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-s.woken():
-		case <-timer.C:
-		}
+	return s.bell.Rounds(ctx, func(ctx context.Context) (time.Duration, error) {
 		pause, err := s.Round(ctx)
 		if err != nil && ctx.Err() == nil {
 			s.Log.ErrorContext(ctx, "mail: cannot read what waits", "error", err)
 		}
-		timer.Reset(pause)
-	}
+		return pause, nil
+	})
 }
 
 // Round sends what is due, and returns how long to wait for the next.
@@ -228,14 +205,10 @@ func (s *Service) Round(ctx context.Context) (time.Duration, error) {
 // try sends one mail and notes what came of it. The log has neither the address
 // nor what the mail server said of it.
 func (s *Service) try(ctx context.Context, w waiting) error {
-	b, err := s.Box.Open(place(w.ID), w.Sealed)
+	m, err := s.open(w)
 	if err != nil {
-		return fmt.Errorf("mail: %w", err)
-	}
-	defer b.Wipe()
-	var m Mail
-	if err := json.Unmarshal(b, &m); err != nil {
-		return fmt.Errorf("mail: %w", err)
+		s.Log.ErrorContext(ctx, "mail: cannot open one; it is tried again", "mail", w.ID, "tries", w.Tries+1, "error", err)
+		return s.later(ctx, w)
 	}
 	late := !m.Until.IsZero() && !s.Now().Before(m.Until)
 	if m.Decoy || late {
@@ -252,6 +225,20 @@ func (s *Service) try(ctx context.Context, w waiting) error {
 		return s.drop(ctx, w)
 	}
 	s.Log.WarnContext(ctx, "mail: not taken; it is tried again", "mail", w.ID, "tries", w.Tries+1, "code", failed.code, "reason", failed.reason)
+	return s.later(ctx, w)
+}
+
+func (s *Service) open(w waiting) (m Mail, err error) {
+	b, err := s.Box.Open(place(w.ID), w.Sealed)
+	if err != nil {
+		return m, err
+	}
+	defer b.Wipe()
+	return m, json.Unmarshal(b, &m)
+}
+
+// later has w tried again, after those that wait meanwhile.
+func (s *Service) later(ctx context.Context, w waiting) error {
 	return s.DB.Update(ctx, func(tx store.Tx) error {
 		_, err := mailTable.Update(tx, w.ID, func(w *waiting) error {
 			w.Tries++

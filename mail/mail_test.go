@@ -363,6 +363,23 @@ func TestMailsWaitSealedAndBounded(t *testing.T) {
 	}
 }
 
+// TestOneThatCannotBeOpenedHoldsUpNoOther: it waits, and the log says so.
+func TestOneThatCannotBeOpenedHoldsUpNoOther(t *testing.T) {
+	p := openOffice(t, true)
+	w := newWorld(t, p)
+	w.queue(t, letter)
+	box, err := seal.NewBox(seal.NewSecret(32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Box = box
+	w.queue(t, letter)
+	w.round(t)
+	if n := len(p.mails()); n != 1 || !strings.Contains(w.logs.String(), "cannot open one") {
+		t.Errorf("%d mails came, want the one that can be opened; the log says %s", n, w.logs.String())
+	}
+}
+
 // An address that would write lines of its own into the mail, or into the
 // conversation with the mail server, gets no mail.
 func TestHeadersAreNotInjected(t *testing.T) {

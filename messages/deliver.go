@@ -21,29 +21,27 @@ const (
 	maxPause   = time.Minute
 )
 
-func (s *Service) wake(sink string) chan struct{} {
+// bell returns that of a sink.
+func (s *Service) bell(sink string) *store.Bell {
 	s.once.Do(func() {
-		s.wakes = map[string]chan struct{}{}
+		s.bells = map[string]*store.Bell{}
 		for _, sink := range s.Sinks {
-			s.wakes[sink.Name()] = make(chan struct{}, 1)
+			s.bells[sink.Name()] = new(store.Bell)
 		}
 	})
-	return s.wakes[sink]
+	return s.bells[sink]
 }
 
-// poke has every sink's queue looked at now.
-func (s *Service) poke() {
+// ring has every sink's queue looked at now.
+func (s *Service) ring() {
 	for _, sink := range s.Sinks {
-		select {
-		case s.wake(sink.Name()) <- struct{}{}:
-		default:
-		}
+		s.bell(sink.Name()).Ring()
 	}
 }
 
 // Run delivers until ctx is done, each sink on its own, and closes them.
 func (s *Service) Run(ctx context.Context, log *slog.Logger) error {
-	s.poke() // for what waits since the last start
+	s.ring() // for what waits since the last start
 	group, ctx := errgroup.WithContext(ctx)
 	for _, sink := range s.Sinks {
 		group.Go(func() error {
@@ -65,7 +63,7 @@ func (s *Service) serve(ctx context.Context, sink Sink, log *slog.Logger) error 
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-s.wake(sink.Name()):
+		case <-s.bell(sink.Name()).Rung():
 		}
 		for {
 			failed, err := s.drain(ctx, sink)

@@ -60,7 +60,7 @@ type Service struct {
 	MaxWaiting int
 
 	once  sync.Once
-	wakes map[string]chan struct{}
+	bells map[string]*store.Bell // rung when there is something for a sink
 }
 
 // Accept takes a pack from a's device. It returns once the message is durable.
@@ -99,7 +99,7 @@ func (s *Service) Accept(ctx context.Context, a identity.Actor, via identity.Tra
 				return err
 			}
 		}
-		tx.OnCommit(s.poke)
+		tx.OnCommit(s.ring)
 		return nil
 	})
 }
