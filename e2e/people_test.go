@@ -4,27 +4,20 @@ package e2e_test
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
-	"net/http/httptest"
 	netmail "net/mail"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +28,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"keystead/coap"
+	"keystead/internal/openidtest"
 )
 
 const (
@@ -487,85 +481,11 @@ func (s *server) ocf(conn *tls.Conn, method coap.Code, path string, body map[str
 	}
 }
 
-// outside is a small OpenID provider.
-type outside struct {
-	*httptest.Server
-
-	mu     sync.Mutex
-	key    *ecdsa.PrivateKey
-	kid    int
-	nonce  string
-	claims jwt.MapClaims // over the usual ones
-	hang   chan struct{} // not nil: the token endpoint answers when it is closed
-}
-
-func newOutside(t *testing.T) *outside {
-	t.Helper()
-	p := &outside{}
-	p.rotate(t)
-	mux := http.NewServeMux()
-	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(map[string]any{"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/keys"})
-	})
-	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		x, y := make([]byte, 32), make([]byte, 32)
-		p.key.X.FillBytes(x)
-		p.key.Y.FillBytes(y)
-		enc := base64.RawURLEncoding.EncodeToString
-		_ = json.NewEncoder(w).Encode(map[string]any{"keys": []map[string]string{{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": strconv.Itoa(p.kid), "x": enc(x), "y": enc(y)}}})
-	})
-	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
-		p.mu.Lock()
-		hang := p.hang
-		p.mu.Unlock()
-		if hang != nil {
-			select {
-			case <-hang:
-			case <-r.Context().Done():
-			}
-			return
-		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		claims := jwt.MapClaims{
-			"iss": p.URL, "aud": "keystead", "sub": "subject-1", "nonce": p.nonce, "name": "Ann Outside",
-			"iat": time.Now().Unix(), "exp": time.Now().Add(time.Minute).Unix(),
-		}
-		maps.Copy(claims, p.claims)
-		token := jwt.NewWithClaims(jwt.SigningMethodES256, claims)
-		token.Header["kid"] = strconv.Itoa(p.kid)
-		text, err := token.SignedString(p.key)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{"access_token": "a", "token_type": "Bearer", "id_token": text})
-	})
-	p.Server = httptest.NewServer(mux)
-	t.Cleanup(p.Close)
-	return p
-}
-
-func (p *outside) rotate(t *testing.T) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.key = key
-	p.kid++
-}
-
 // People log in through an outside OpenID provider, which changes its keys, names another
 // audience, and hangs.
 func TestLoginThroughAnOutsideProvider(t *testing.T) {
 	t.Parallel()
-	p := newOutside(t)
+	p := openidtest.New(t)
 	s := prepare(t, fast...)
 	s.configure("accounts:\n  oidc: [{name: corp, issuer: \"" + p.URL + "\", client_id: keystead, create: true}]\n")
 	s.start()
@@ -578,9 +498,7 @@ func TestLoginThroughAnOutsideProvider(t *testing.T) {
 		if err != nil || code != http.StatusSeeOther || at.Query().Get("code_challenge_method") != "S256" {
 			t.Fatalf("begin: %d to %s: %s", code, to, page)
 		}
-		p.mu.Lock()
-		p.nonce = at.Query().Get("nonce")
-		p.mu.Unlock()
+		p.Expect(at.Query().Get("nonce"))
 		code, _, _ = s.form(b, "/users/oauth/corp/callback?code=good&state="+at.Query().Get("state"), nil)
 		if code != http.StatusSeeOther {
 			return code, ""
@@ -591,20 +509,17 @@ func TestLoginThroughAnOutsideProvider(t *testing.T) {
 	if code, page := logIn(); code != http.StatusSeeOther || !strings.Contains(page, "Ann Outside") {
 		t.Fatalf("login: %d, and the account is %s", code, page)
 	}
-	p.rotate(t)
+	p.Rotate(t)
 	if code, page := logIn(); code != http.StatusSeeOther || !strings.Contains(page, "Ann Outside") {
 		t.Errorf("login after the provider changed its keys: %d", code)
 	}
-	p.mu.Lock()
-	p.claims = jwt.MapClaims{"aud": "another"}
-	p.mu.Unlock()
+	p.Claim(jwt.SigningMethodES256, jwt.MapClaims{"aud": "another"})
 	if code, _ := logIn(); code != http.StatusUnauthorized {
 		t.Errorf("login with a token for another audience: %d, want 401", code)
 	}
 	hang := make(chan struct{})
-	p.mu.Lock()
-	p.claims, p.hang = nil, hang
-	p.mu.Unlock()
+	p.Claim(jwt.SigningMethodES256, nil)
+	p.Hang(hang)
 	done := make(chan int, 1)
 	go func() {
 		code, _ := logIn()
@@ -615,9 +530,7 @@ func TestLoginThroughAnOutsideProvider(t *testing.T) {
 		t.Errorf("login while the provider hangs: %d, want 503", code)
 	}
 	close(hang)
-	p.mu.Lock()
-	p.hang = nil
-	p.mu.Unlock()
+	p.Hang(nil)
 	if code, _ := logIn(); code != http.StatusSeeOther {
 		t.Errorf("login after the provider hung: %d", code)
 	}

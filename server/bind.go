@@ -84,6 +84,17 @@ func pageRequest(c echo.Context) (page.Request, error) {
 	return r, nil
 }
 
+// deviceParam returns the id of the device that ?device= names, by its id or an
+// alias; "" if it names none.
+func (s *Server) deviceParam(c echo.Context) (string, error) {
+	name := c.QueryParam("device")
+	if name == "" {
+		return "", nil
+	}
+	d, err := s.Devices.Find(c.Request().Context(), name)
+	return d.ID, err
+}
+
 // list is the wire form of a page.
 type list[V any] struct {
 	Items []V         `json:"items"`

@@ -70,12 +70,8 @@ func (s *Server) certificateFilter(c echo.Context) (f pki.Filter, err error) {
 	default:
 		return f, fault.New(fault.Invalid, "state must be active, hold, revoked or expired")
 	}
-	if name := c.QueryParam("device"); name != "" {
-		d, err := s.Devices.Find(c.Request().Context(), name)
-		if err != nil {
-			return f, err
-		}
-		f.Device = d.ID
+	if f.Device, err = s.deviceParam(c); err != nil {
+		return f, err
 	}
 	for name, to := range map[string]*time.Time{"expires_after": &f.ExpiresAfter, "expires_before": &f.ExpiresBefore} {
 		text := c.QueryParam(name)

@@ -180,13 +180,9 @@ func (s *Server) pagePSKs(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	device := c.QueryParam("device")
-	if device != "" {
-		d, err := s.Devices.Find(c.Request().Context(), device)
-		if err != nil {
-			return err
-		}
-		device = d.ID
+	device, err := s.deviceParam(c)
+	if err != nil {
+		return err
 	}
 	p, err := s.PSK.List(c.Request().Context(), device, r)
 	if err != nil {

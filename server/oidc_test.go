@@ -1,19 +1,10 @@
 package server_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,92 +13,11 @@ import (
 	"keystead/accounts"
 	"keystead/config"
 	"keystead/identity"
+	"keystead/internal/openidtest"
 )
 
-// provider is a small OpenID provider of the tests' own.
-type provider struct {
-	*httptest.Server
-
-	mu     sync.Mutex
-	key    *ecdsa.PrivateKey
-	kid    int
-	claims jwt.MapClaims // of the next ID token, over the usual ones
-	method jwt.SigningMethod
-	nonce  string
-}
-
-func newProvider(t *testing.T) *provider {
-	t.Helper()
-	p := &provider{method: jwt.SigningMethodES256}
-	p.rotate(t)
-	mux := http.NewServeMux()
-	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		json.NewEncoder(w).Encode(map[string]any{
-			"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/keys",
-		})
-	})
-	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		x, y := make([]byte, 32), make([]byte, 32)
-		p.key.X.FillBytes(x)
-		p.key.Y.FillBytes(y)
-		enc := base64.RawURLEncoding.EncodeToString
-		json.NewEncoder(w).Encode(map[string]any{"keys": []map[string]string{
-			{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": strconv.Itoa(p.kid), "x": enc(x), "y": enc(y)},
-		}})
-	})
-	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
-		if r.FormValue("code") != "good" || len(r.FormValue("code_verifier")) < 43 {
-			http.Error(w, `{"error":"invalid_grant"}`, http.StatusBadRequest)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(map[string]any{"access_token": "a", "token_type": "Bearer", "id_token": p.idToken(t)})
-	})
-	p.Server = httptest.NewServer(mux)
-	t.Cleanup(p.Close)
-	return p
-}
-
-func (p *provider) rotate(t *testing.T) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.key = key
-	p.kid++
-}
-
-func (p *provider) idToken(t *testing.T) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	claims := jwt.MapClaims{
-		"iss": p.URL, "aud": "keystead", "sub": "subject-1", "nonce": p.nonce, "name": "Ann Outside", "email": "ann@example.com",
-		"iat": time.Now().Unix(), "exp": time.Now().Add(time.Minute).Unix(),
-	}
-	maps.Copy(claims, p.claims)
-	token := jwt.NewWithClaims(p.method, claims)
-	token.Header["kid"] = strconv.Itoa(p.kid)
-	var key any = p.key
-	switch p.method.Alg() {
-	case "HS256":
-		key = []byte("secret")
-	case "none":
-		key = jwt.UnsafeAllowNoneSignatureType
-	}
-	text, err := token.SignedString(key)
-	if err != nil {
-		t.Error(err)
-	}
-	return text
-}
-
 // logInOutside goes the way of a browser, and returns the answer of the callback.
-func (r *running) logInOutside(t *testing.T, p *provider, change func(callback url.Values)) (answer, string) {
+func (r *running) logInOutside(t *testing.T, p *openidtest.Provider, change func(callback url.Values)) (answer, string) {
 	t.Helper()
 	noRedirect := *http.DefaultClient
 	noRedirect.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
@@ -133,9 +43,7 @@ func (r *running) logInOutside(t *testing.T, p *provider, change func(callback u
 		t.Fatalf("begin = %d to %s", begun.StatusCode, to)
 	}
 	cookie, _, _ := strings.Cut(begun.Header.Get("Set-Cookie"), ";")
-	p.mu.Lock()
-	p.nonce = to.Query().Get("nonce")
-	p.mu.Unlock()
+	p.Expect(to.Query().Get("nonce"))
 	q := url.Values{"code": {"good"}, "state": {to.Query().Get("state")}}
 	if change != nil {
 		change(q)
@@ -154,7 +62,7 @@ func (r *running) logInOutside(t *testing.T, p *provider, change func(callback u
 }
 
 func TestOpenIDLogin(t *testing.T) {
-	p := newProvider(t)
+	p := openidtest.New(t)
 	conf := accounts.Provider{Name: "corp", Issuer: p.URL, ClientID: "keystead", Create: true}
 	r := start(t, func(c *config.Config) { c.Accounts.OIDC = []accounts.Provider{conf} })
 	who := func(session string) identity.Actor {
@@ -171,16 +79,11 @@ func TestOpenIDLogin(t *testing.T) {
 	}
 	first := who(session)
 
-	p.rotate(t) // the key set is fetched again for a key that is not known
+	p.Rotate(t) // the key set is fetched again for a key that is not known
 	if _, session = r.logInOutside(t, p, nil); session == "" || who(session).ID != first.ID {
 		t.Error("after the provider's keys were rotated the same person is not let in as the same user")
 	}
 
-	set := func(method jwt.SigningMethod, claims jwt.MapClaims) {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.method, p.claims = method, claims
-	}
 	for name, test := range map[string]struct {
 		method jwt.SigningMethod
 		claims jwt.MapClaims
@@ -201,7 +104,7 @@ func TestOpenIDLogin(t *testing.T) {
 		if test.method == nil {
 			test.method = jwt.SigningMethodES256
 		}
-		set(test.method, test.claims)
+		p.Claim(test.method, test.claims)
 		if end, session := r.logInOutside(t, p, test.change); end.StatusCode != test.want || session != "" {
 			t.Errorf("%s: %d, session %v; want %d and none", name, end.StatusCode, session != "", test.want)
 		}
@@ -210,7 +113,7 @@ func TestOpenIDLogin(t *testing.T) {
 	// An account with the address is there; the provider's word does not open it.
 	r.user(t, "root2@example.com", r.org, identity.Admin)
 	for _, verified := range []bool{false, true} {
-		set(jwt.SigningMethodES256, jwt.MapClaims{"sub": fmt.Sprint("thief", verified), "email": "root2@example.com", "email_verified": verified})
+		p.Claim(jwt.SigningMethodES256, jwt.MapClaims{"sub": fmt.Sprint("thief", verified), "email": "root2@example.com", "email_verified": verified})
 		_, session := r.logInOutside(t, p, nil)
 		if session == "" {
 			continue
@@ -222,7 +125,7 @@ func TestOpenIDLogin(t *testing.T) {
 }
 
 func TestOpenIDRoles(t *testing.T) {
-	p := newProvider(t)
+	p := openidtest.New(t)
 	r := start(t)
 	org := r.org
 	conf := accounts.Provider{Name: "corp", Issuer: p.URL, ClientID: "keystead", Create: true, Roles: []accounts.GroupRole{
@@ -268,7 +171,7 @@ func TestOpenIDRoles(t *testing.T) {
 }
 
 func TestAProviderThatIsAwayDoesNotStopTheServer(t *testing.T) {
-	p := newProvider(t)
+	p := openidtest.New(t)
 	p.Close()
 	r := start(t, func(c *config.Config) {
 		c.Accounts.OIDC = []accounts.Provider{{Name: "corp", Issuer: p.URL, ClientID: "keystead"}}
