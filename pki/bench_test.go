@@ -79,7 +79,7 @@ func BenchmarkCRLAfterOneMore(b *testing.B) {
 	for done := 0; done < revoked; done += batch {
 		if err := h.DB.Update(h.ctx, func(tx store.Tx) error {
 			for i := range batch {
-				if err := h.RevokedForTest(tx, ca.ID, fmt.Sprintf("40%032x", done+i), ca.NotAfter); err != nil {
+				if err := h.RevokedForTest(tx, ca, fmt.Sprintf("40%032x", done+i), ca.NotAfter); err != nil {
 					return err
 				}
 			}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -44,8 +45,20 @@ type shardState struct {
 	Changes uint64 `cbor:"changes"`
 }
 
+// keptCRL is a list in the store, with the first bytes of its DER; More records hold
+// the rest, for a CA with all in one list revokes more than a record takes.
+type keptCRL struct {
+	CRL
+
+	More int `cbor:"more,omitempty"`
+}
+
+// crlPart is how many bytes of a list one record holds.
+const crlPart = 1 << 20
+
 var (
-	crlTable    = store.NewTable[CRL]("crl")
+	crlTable    = store.NewTable[keptCRL]("crl")
+	crlParts    = store.NewTable[[]byte]("crl part")
 	shardStates = store.NewTable[shardState]("crl shard")
 )
 
@@ -117,7 +130,7 @@ func (s *Service) shard(ctx context.Context, ca CAID, shard int, withCRL bool) (
 		}
 		err = nil
 		if withCRL {
-			crl, err = crlTable.Get(tx, shardKey(ca, shard))
+			crl, err = loadCRL(tx, shardKey(ca, shard))
 		}
 		if fault.Is(err, fault.NotFound) {
 			err = nil
@@ -172,8 +185,42 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 				return err
 			}
 		}
-		return crlTable.Set(tx, shardKey(a.ID, shard), crl)
+		return keepCRL(tx, shardKey(a.ID, shard), crl)
 	})
+}
+
+func crlPartKey(key string, part int) string { return fmt.Sprintf("%s/%04d", key, part) }
+
+// keepCRL replaces the list of a shard.
+func keepCRL(tx store.Tx, key string, crl CRL) error {
+	old, err := crlTable.Get(tx, key)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	parts := slices.Collect(slices.Chunk(crl.DER, crlPart))
+	for i, part := range parts[1:] {
+		if err := crlParts.Set(tx, crlPartKey(key, i), part); err != nil {
+			return err
+		}
+	}
+	for i := len(parts) - 1; i < old.More; i++ {
+		if _, err := crlParts.Delete(tx, crlPartKey(key, i)); err != nil {
+			return err
+		}
+	}
+	crl.DER = parts[0]
+	return crlTable.Set(tx, key, keptCRL{CRL: crl, More: len(parts) - 1})
+}
+
+// loadCRL returns the list of a shard.
+func loadCRL(tx store.Tx, key string) (CRL, error) {
+	kept, err := crlTable.Get(tx, key)
+	for i := 0; i < kept.More && err == nil; i++ {
+		var part []byte
+		part, err = crlParts.Get(tx, crlPartKey(key, i))
+		kept.DER = append(kept.DER, part...)
+	}
+	return kept.CRL, err
 }
 
 // crlDER is a list in the making. Its entries are encoded as they come: by reflection,

@@ -1,6 +1,7 @@
 package pki_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"fmt"
 	"testing"
@@ -28,7 +29,7 @@ func TestCRLSaysWhatWasRevoked(t *testing.T) {
 	// Numbers as others make them: short, and with the first bit set.
 	for _, serial := range []string{"01", "80", "ff00", "0080"} {
 		if err := h.DB.Update(h.ctx, func(tx store.Tx) error {
-			return h.RevokedForTest(tx, ca.ID, serial, time.Date(2060, 1, 1, 0, 0, 0, 0, time.UTC))
+			return h.RevokedForTest(tx, ca, serial, time.Date(2060, 1, 1, 0, 0, 0, 0, time.UTC))
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -68,5 +69,59 @@ func TestCRLSaysWhatWasRevoked(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("not listed: %v", want)
+	}
+}
+
+// One list that takes several records comes out of the store as it went in, and
+// leaves nothing behind when it has become short.
+func TestALongCRLIsKeptInParts(t *testing.T) {
+	h := open(t)
+	ca, err := h.CreateCA(h.ctx, pki.NewCA{
+		Name: "one list", Subject: pki.Subject{CommonName: "one list"}, Algorithm: pki.P256, Shards: 1,
+		Validity: pki.Validity{Type: "Duration", Duration: pki.Duration(5 * 365 * 24 * time.Hour)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const revoked, batch = 60_000, 10_000 // of 36 bytes each: more than two records
+	for done := 0; done < revoked; done += batch {
+		if err := h.DB.Update(h.ctx, func(tx store.Tx) error {
+			for i := range batch {
+				if err := h.RevokedForTest(tx, ca, fmt.Sprintf("40%032x", done+i), h.now().Add(24*time.Hour)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	parts := func() (n int) {
+		t.Helper()
+		if err := h.DB.View(h.ctx, func(tx store.Tx) error {
+			for _, err := range tx.Scan([]byte("crl part\x00"), nil) {
+				if err != nil {
+					return err
+				}
+				n++
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	made, err := h.CRL(t.Context(), ca.ID, 0)
+	if err != nil || made.Entries != revoked || parts() != len(made.DER)>>20 || parts() < 2 {
+		t.Fatalf("a list of %d, of %d bytes, in %d further parts: %v", made.Entries, len(made.DER), parts(), err)
+	}
+	h.reopen(t)
+	kept, err := h.CRL(t.Context(), ca.ID, 0)
+	if err != nil || kept.Number != made.Number || !bytes.Equal(kept.DER, made.DER) {
+		t.Fatalf("after a restart: number %d, want %d, and the same bytes: %v", kept.Number, made.Number, err)
+	}
+	h.advance(30 * 24 * time.Hour) // all of them have expired
+	if short, err := h.CRL(t.Context(), ca.ID, 0); err != nil || short.Entries != 0 || parts() != 0 {
+		t.Errorf("a list of %d, in %d further parts: %v", short.Entries, parts(), err)
 	}
 }
