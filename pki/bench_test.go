@@ -27,7 +27,7 @@ func BenchmarkPrepare(b *testing.B) {
 	}
 }
 
-// BenchmarkIssue is a whole issuing by a lone client: two durable commits.
+// BenchmarkIssue is a whole issuing by a lone client: one durable commit.
 func BenchmarkIssue(b *testing.B) {
 	h := open(b)
 	r := pki.Request{Org: org, Profile: h.profile(b, pki.DeviceProfile), CSR: newCSR(b, newKey(b), named("pump"))}

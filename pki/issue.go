@@ -2,6 +2,10 @@ package pki
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"log/slog"
@@ -40,7 +44,7 @@ type Prepared struct {
 	spent   bool
 }
 
-// intent says that a serial is about to be signed.
+// intent says that a serial is about to be signed by a key outside of this process.
 type intent struct {
 	Serial  Serial    `cbor:"serial"`
 	CA      CAID      `cbor:"ca"`
@@ -239,53 +243,107 @@ func (p *Prepared) names() (sans, error) {
 // it bind is called, with the certificate as it will be kept: it sets which device it
 // is of, attaches it there, and does whatever else is one with the issuing. If
 // bind fails, nothing is recorded and the certificate is not handed out.
+//
+// It takes one commit: what is signed is in this process alone until it is durably
+// recorded, and ends with it. A key that signs elsewhere takes one more, see outside.
 func (s *Service) Issue(ctx context.Context, p *Prepared, bind func(ctx context.Context, tx store.Tx, c *Certificate) error) (Certificate, error) {
 	if p.spent {
-		return Certificate{}, errors.New("pki: a prepared certificate is issued once")
+		return Certificate{}, errSpent
 	}
 	p.spent = true
-	if err := s.intend(ctx, p); err != nil {
+	key, err := s.Keys.Signer(ctx, p.issuer.Key)
+	if err != nil {
 		return Certificate{}, err
 	}
-	record, err := s.signAndRecord(ctx, p, bind)
-	if err != nil {
-		return Certificate{}, errors.Join(err, s.abandon(ctx, SerialOf(p.t.serial)))
+	for range 3 {
+		record, err := s.issue(ctx, p, key, bind)
+		if err == nil {
+			s.issued.Add(1)
+			return record, nil
+		}
+		if !errors.Is(err, errSerialTaken) {
+			return Certificate{}, err
+		}
+		if err := p.fill(ctx, s); err != nil {
+			return Certificate{}, err
+		}
 	}
-	s.issued.Add(1)
-	return record, nil
+	return Certificate{}, errors.New("pki: three serial numbers in a row were taken: the random source is broken")
+}
+
+var (
+	errSpent = errors.New("pki: a prepared certificate is issued once")
+	// errSerialTaken says that a serial was used before, or is being used: another is to be drawn.
+	errSerialTaken = errors.New("pki: the serial number is taken")
+)
+
+// issue is Issue under the serial that was drawn.
+func (s *Service) issue(ctx context.Context, p *Prepared, key crypto.Signer, bind func(context.Context, store.Tx, *Certificate) error) (record Certificate, err error) {
+	if outside(key) {
+		if err := s.DB.Update(ctx, func(tx store.Tx) error { return s.intendIn(tx, p) }); err != nil {
+			return record, err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, s.abandon(ctx, p))
+			}
+		}()
+	}
+	signed, err := s.sign(p, key)
+	if err != nil {
+		return record, err
+	}
+	err = s.DB.Update(ctx, func(tx store.Tx) error {
+		record = signed
+		return s.recordIn(ctx, tx, &record, key, bind)
+	})
+	return record, err
+}
+
+// outside reports whether a key signs in another place than this process, such as
+// a PKCS#11 token. What is signed there outlives a crash of this process, if only in
+// that place's own account: its serial is recorded before, as an intent, so that
+// whatever was signed can be accounted for.
+func outside(key crypto.Signer) bool {
+	switch key.(type) {
+	case *ecdsa.PrivateKey, ed25519.PrivateKey, *rsa.PrivateKey:
+		return false
+	}
+	return true
 }
 
 // Batch is how many certificates one call of IssueAll issues at most: as many as
 // one transaction should write.
 const Batch = 1000
 
-// IssueAll is Issue for many at once, in two commits instead of two each: all are
+// IssueAll is Issue for many at once, in one commit for all of them: all are
 // recorded or none. bind is called for each, with its place in list.
 func (s *Service) IssueAll(ctx context.Context, list []*Prepared, bind func(ctx context.Context, tx store.Tx, i int, c *Certificate) error) ([]Certificate, error) {
 	if len(list) > Batch {
 		return nil, fault.New(fault.TooLarge, "at most %d certificates at a time", Batch)
 	}
-	for _, p := range list {
+	keys := make([]crypto.Signer, len(list))
+	var announced []*Prepared
+	for i, p := range list {
 		if p.spent {
-			return nil, errors.New("pki: a prepared certificate is issued once")
+			return nil, errSpent
 		}
 		p.spent = true
-	}
-	err := s.DB.Update(ctx, func(tx store.Tx) error {
-		for _, p := range list {
-			if err := s.intendIn(tx, p); err != nil {
-				return err
-			}
+		var err error
+		if keys[i], err = s.Keys.Signer(ctx, p.issuer.Key); err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	if err != nil {
+		if outside(keys[i]) {
+			announced = append(announced, p)
+		}
+	}
+	if err := s.intendAll(ctx, announced); err != nil {
 		return nil, err
 	}
-	records, err := s.signAndRecordAll(ctx, list, bind)
+	records, err := s.signAndRecordAll(ctx, list, keys, bind)
 	if err != nil {
-		for _, p := range list {
-			err = errors.Join(err, s.abandon(ctx, SerialOf(p.t.serial)))
+		for _, p := range announced {
+			err = errors.Join(err, s.abandon(ctx, p))
 		}
 		return nil, err
 	}
@@ -293,11 +351,25 @@ func (s *Service) IssueAll(ctx context.Context, list []*Prepared, bind func(ctx 
 	return records, nil
 }
 
-func (s *Service) signAndRecordAll(ctx context.Context, list []*Prepared, bind func(context.Context, store.Tx, int, *Certificate) error) ([]Certificate, error) {
+func (s *Service) intendAll(ctx context.Context, list []*Prepared) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		for _, p := range list {
+			if err := s.intendIn(tx, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *Service) signAndRecordAll(ctx context.Context, list []*Prepared, keys []crypto.Signer, bind func(context.Context, store.Tx, int, *Certificate) error) ([]Certificate, error) {
 	signed := make([]Certificate, len(list))
 	for i, p := range list {
 		var err error
-		if signed[i], err = s.sign(ctx, p); err != nil {
+		if signed[i], err = s.sign(p, keys[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -305,7 +377,7 @@ func (s *Service) signAndRecordAll(ctx context.Context, list []*Prepared, bind f
 	err := s.DB.Update(ctx, func(tx store.Tx) error {
 		for i := range list {
 			records[i] = signed[i]
-			err := s.recordIn(ctx, tx, &records[i], func(ctx context.Context, tx store.Tx, c *Certificate) error { return bind(ctx, tx, i, c) })
+			err := s.recordIn(ctx, tx, &records[i], keys[i], func(ctx context.Context, tx store.Tx, c *Certificate) error { return bind(ctx, tx, i, c) })
 			if err != nil {
 				return err
 			}
@@ -315,22 +387,8 @@ func (s *Service) signAndRecordAll(ctx context.Context, list []*Prepared, bind f
 	return records, err
 }
 
-// intend records the serial. One that was used before, or is being used, is
-// drawn again.
-func (s *Service) intend(ctx context.Context, p *Prepared) error {
-	for range 3 {
-		err := s.DB.Update(ctx, func(tx store.Tx) error { return s.intendIn(tx, p) })
-		if !fault.Is(err, fault.Conflict) {
-			return err
-		}
-		if err := p.fill(ctx, s); err != nil {
-			return err
-		}
-	}
-	return errors.New("pki: three serial numbers in a row were taken: the random source is broken")
-}
-
-// intendIn is intend for the serial as it is, as part of tx.
+// intendIn records, as part of tx, that a serial is about to be signed. It is
+// errSerialTaken if it was, or is about to be.
 func (s *Service) intendIn(tx store.Tx, p *Prepared) error {
 	serial := SerialOf(p.t.serial)
 	used, err := certificates.Has(tx, string(serial))
@@ -338,34 +396,21 @@ func (s *Service) intendIn(tx store.Tx, p *Prepared) error {
 		return err
 	}
 	if used {
-		return fault.New(fault.Conflict, "the serial number is taken")
+		return errSerialTaken
 	}
 	r := &p.request
-	return intents.Insert(tx, string(serial), intent{
+	err = intents.Insert(tx, string(serial), intent{
 		Serial: serial, CA: r.CA, Org: r.Org, Profile: r.Profile.ID, DMS: r.DMS, Device: r.Device, At: s.Now().UTC(),
 	})
-}
-
-func (s *Service) signAndRecord(ctx context.Context, p *Prepared, bind func(context.Context, store.Tx, *Certificate) error) (Certificate, error) {
-	signed, err := s.sign(ctx, p)
-	if err != nil {
-		return Certificate{}, err
+	if fault.Is(err, fault.Conflict) {
+		return errSerialTaken
 	}
-	var record Certificate
-	err = s.DB.Update(ctx, func(tx store.Tx) error {
-		record = signed
-		return s.recordIn(ctx, tx, &record, bind)
-	})
-	return record, err
+	return err
 }
 
 // sign signs and checks what was signed, and returns its record, which is in no
 // store yet.
-func (s *Service) sign(ctx context.Context, p *Prepared) (Certificate, error) {
-	key, err := s.Keys.Signer(ctx, p.issuer.Key)
-	if err != nil {
-		return Certificate{}, err
-	}
+func (s *Service) sign(p *Prepared, key crypto.Signer) (Certificate, error) {
 	cert, err := p.t.signLinted(key)
 	if err != nil {
 		return Certificate{}, err
@@ -380,8 +425,9 @@ func (s *Service) sign(ctx context.Context, p *Prepared) (Certificate, error) {
 	return c, nil
 }
 
-// recordIn records what was signed in the place of its intent, with what bind does.
-func (s *Service) recordIn(ctx context.Context, tx store.Tx, c *Certificate, bind func(context.Context, store.Tx, *Certificate) error) error {
+// recordIn records what key has signed, in the place of its intent if there is one,
+// with what bind does. It is errSerialTaken if there is a certificate under the serial.
+func (s *Service) recordIn(ctx context.Context, tx store.Tx, c *Certificate, key crypto.Signer, bind func(context.Context, store.Tx, *Certificate) error) error {
 	if bind != nil {
 		if err := bind(ctx, tx, c); err != nil {
 			return err
@@ -393,10 +439,14 @@ func (s *Service) recordIn(ctx context.Context, tx store.Tx, c *Certificate, bin
 	if err := c.keyFree(tx); err != nil {
 		return err
 	}
-	if _, err := intents.Delete(tx, string(c.Serial)); err != nil {
-		return err
+	if outside(key) {
+		if _, err := intents.Delete(tx, string(c.Serial)); err != nil {
+			return err
+		}
 	}
-	if err := certificates.Insert(tx, string(c.Serial), *c); err != nil {
+	if err := certificates.Insert(tx, string(c.Serial), *c); fault.Is(err, fault.Conflict) {
+		return errSerialTaken
+	} else if err != nil {
 		return err
 	}
 	return s.Audit.Append(ctx, tx, audit.Entry{
@@ -434,9 +484,9 @@ func (p *Prepared) check(cert *x509.Certificate) error {
 }
 
 // abandon removes the intent of what was not issued after all.
-func (s *Service) abandon(ctx context.Context, serial Serial) error {
+func (s *Service) abandon(ctx context.Context, p *Prepared) error {
 	err := s.DB.Update(context.WithoutCancel(ctx), func(tx store.Tx) error {
-		_, err := intents.Delete(tx, string(serial))
+		_, err := intents.Delete(tx, string(SerialOf(p.t.serial)))
 		return err
 	})
 	if fault.Is(err, fault.NotFound) {

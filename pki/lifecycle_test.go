@@ -8,6 +8,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -447,19 +450,31 @@ func TestRevokedCAEndsAllItIssued(t *testing.T) {
 }
 
 // TestCrashWhileIssuing ends the store under an issuing, at one of its steps, and
-// looks at what a start on the same file finds.
+// looks at what a start on the same file finds: nothing where the CA's key is in
+// this process, the intent where it signs elsewhere.
 func TestCrashWhileIssuing(t *testing.T) {
-	for step, swept := range map[string]int{"before the intent": 0, "before signing": 1, "when what is bound fails": 0} {
-		t.Run(step, func(t *testing.T) {
+	for _, c := range []struct {
+		step    string
+		outside bool
+		swept   int
+	}{
+		{"before all", false, 0},
+		{"before all", true, 0},
+		{"before signing", true, 1},
+		{"after signing", true, 1},
+		{"when what is bound fails", false, 0},
+		{"when what is bound fails", true, 0},
+	} {
+		t.Run(fmt.Sprintf("%s, outside %t", c.step, c.outside), func(t *testing.T) {
 			h := open(t)
 			p, err := h.Prepare(h.ctx, pki.Request{Org: org, Profile: h.profile(t, pki.DeviceProfile), CSR: newCSR(t, newKey(t), named("pump"))})
 			if err != nil {
 				t.Fatal(err)
 			}
-			switch step {
-			case "before signing":
-				h.Keys = crashingKeys{KeyStore: h.Keys, crash: func() { h.DB.Close() }}
-			case "before the intent":
+			if c.outside {
+				h.Keys = elsewhere{KeyStore: h.Keys, at: map[string]func(){c.step: func() { h.DB.Close() }}}
+			}
+			if c.step == "before all" {
 				h.DB.Close()
 			}
 			_, err = h.Issue(h.ctx, p, func(context.Context, store.Tx, *pki.Certificate) error { return fault.New(fault.Conflict, "no") })
@@ -477,8 +492,8 @@ func TestCrashWhileIssuing(t *testing.T) {
 				t.Errorf("after the crash: got %d certificates, %v; want none", len(list.Items), err)
 			}
 			trail, err := h.Audit.Search(h.ctx, audit.Filter{Action: "certificate.abandon"}, pageAll)
-			if err != nil || len(trail.Items) != swept {
-				t.Errorf("swept %d intents, %v; want %d", len(trail.Items), err, swept)
+			if err != nil || len(trail.Items) != c.swept {
+				t.Errorf("swept %d intents, %v; want %d", len(trail.Items), err, c.swept)
 			}
 			if _, d := h.enrol(t, newKey(t), "pump"); d.ID == "" {
 				t.Error("the device cannot be enrolled after the crash")
@@ -487,14 +502,75 @@ func TestCrashWhileIssuing(t *testing.T) {
 	}
 }
 
-type crashingKeys struct {
-	pki.KeyStore
-	crash func()
+// A key that signs in another place than this process has its intents recorded, and
+// leaves none when all goes well.
+func TestIssuingWithAKeyElsewhere(t *testing.T) {
+	h := open(t)
+	h.Keys = elsewhere{KeyStore: h.Keys}
+	r := pki.Request{Org: org, Profile: h.profile(t, pki.DeviceProfile), CSR: newCSR(t, newKey(t), named("pump"))}
+	first, err := h.issue(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, err := h.Prepare(h.ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := taken.SetSerialForTest(first.Serial); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := h.Issue(h.ctx, taken, nil); err != nil || c.Serial == first.Serial {
+		t.Errorf("a serial that is taken: got %s again, %v", c.Serial, err)
+	}
+	together := make([]*pki.Prepared, 3)
+	for i := range together {
+		if together[i], err = h.Prepare(h.ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	records, err := h.IssueAll(h.ctx, together, func(context.Context, store.Tx, int, *pki.Certificate) error { return nil })
+	if err != nil || len(records) != len(together) {
+		t.Errorf("issued %d together, %v", len(records), err)
+	}
+	h.DB.Close()
+	h.Service = nil
+	h.reopen(t)
+	list, err := h.Certificates(h.ctx, pki.Filter{CommonName: "pump"}, pageAll)
+	if err != nil || len(list.Items) != 5 {
+		t.Errorf("got %d certificates, %v", len(list.Items), err)
+	}
+	if trail, err := h.Audit.Search(h.ctx, audit.Filter{Action: "certificate.abandon"}, pageAll); err != nil || len(trail.Items) != 0 {
+		t.Errorf("swept %d intents of what was issued, %v", len(trail.Items), err)
+	}
 }
 
-func (k crashingKeys) Signer(ctx context.Context, id string) (crypto.Signer, error) {
-	k.crash()
-	return nil, fault.New(fault.Unavailable, "crash")
+// elsewhere makes keys that look as if they signed in another place than this
+// process, and does what is named at a step of that.
+type elsewhere struct {
+	pki.KeyStore
+	at map[string]func()
+}
+
+func (k elsewhere) Signer(ctx context.Context, id string) (crypto.Signer, error) {
+	key, err := k.KeyStore.Signer(ctx, id)
+	return elsewhereKey{key, k.at}, err
+}
+
+type elsewhereKey struct {
+	crypto.Signer
+	at map[string]func()
+}
+
+func (k elsewhereKey) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if crash := k.at["before signing"]; crash != nil {
+		crash()
+		return nil, errors.New("crash")
+	}
+	signature, err := k.Signer.Sign(rand, digest, opts)
+	if crash := k.at["after signing"]; crash != nil {
+		crash()
+	}
+	return signature, err
 }
 
 func TestTwoDevicesWithOneKey(t *testing.T) {

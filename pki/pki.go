@@ -3,10 +3,11 @@
 // CRLs and OCSP answers.
 //
 // A certificate comes about in one order only: the request is checked and the
-// certificate built and linted ([Service.Prepare]), its serial and intent are
-// recorded, it is signed, what was signed is checked, and it is recorded together
-// with whatever it is bound to ([Service.Issue]). A crash between any two steps
-// leaves a recorded certificate, or an intent that the next start sweeps.
+// certificate built and linted ([Service.Prepare]), it is signed, what was signed is
+// checked, and it is recorded together with whatever it is bound to ([Service.Issue]),
+// before anybody sees it. A crash between any two steps leaves a recorded certificate or
+// nothing; where the CA's key signs outside of this process, an intent that was
+// recorded before, which the next start sweeps.
 package pki
 
 import (
