@@ -135,10 +135,17 @@ type Service struct {
 	bell store.Bell // rung when there is something to deliver
 }
 
+// Wanted reports whether an organisation has a webhook at all: who would have to
+// make an event for nobody asks first.
+func (s *Service) Wanted(tx store.Tx, org string) (bool, error) {
+	n, err := webhooks.Count(tx, "org", store.TermOf(org))
+	return n > 0, err
+}
+
 // Emit queues an event for every webhook of its organisation that asks for its
 // type, as part of tx. ID and Time are filled in where they are empty.
 func (s *Service) Emit(_ context.Context, tx store.Tx, e Event) error {
-	if n, err := webhooks.Count(tx, "org", store.TermOf(e.Org)); n == 0 || err != nil {
+	if wanted, err := s.Wanted(tx, e.Org); !wanted || err != nil {
 		return err
 	}
 	now := s.Now().UTC()

@@ -77,6 +77,9 @@ func (s *Server) tenant(ctx context.Context, token string) (string, error) {
 // emitAuthSet puts a change of a device's status into the outbox, as Mender's servers
 // write it.
 func (s *Server) emitAuthSet(ctx context.Context, tx store.Tx, what authsets.What, d authsets.Device) error {
+	if wanted, err := s.Events.Wanted(tx, d.Org); !wanted || err != nil {
+		return err
+	}
 	data := map[string]any{"id": d.ID}
 	if what != authsets.Decommissioned {
 		data["status"] = d.Status

@@ -209,6 +209,9 @@ func (s *Server) emitIdentity(ctx context.Context, tx store.Tx, c devices.Change
 	if what == "" || c.Credential == nil || c.Credential.Kind != identity.PSK && c.Credential.Kind != identity.Certificate {
 		return nil
 	}
+	if wanted, err := s.Events.Wanted(tx, c.Device.Org); !wanted || err != nil {
+		return err
+	}
 	e := events.Event{Org: c.Device.Org, Type: events.SubscriptionPrefix + what, Subj: c.Device.ID, Client: lwm2m.ClientID(c.Device), Only: events.CreatorDev}
 	return s.emitClient(ctx, tx, e, map[string]any{"kind": c.Credential.Kind, "id": c.Credential.ID})
 }

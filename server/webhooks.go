@@ -118,6 +118,9 @@ func (s *Server) isOwn(a netip.AddrPort) bool {
 
 // emitDevice puts a change of a device into the outbox, as device.<what>.
 func (s *Server) emitDevice(ctx context.Context, tx store.Tx, c devices.Change) error {
+	if wanted, err := s.Events.Wanted(tx, c.Device.Org); !wanted || err != nil {
+		return err
+	}
 	data, err := json.Marshal(deviceEvent{Device: viewDevice(c.Device), Credential: c.Credential})
 	if err != nil {
 		return fmt.Errorf("server: %w", err)
