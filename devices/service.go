@@ -40,6 +40,8 @@ type New struct {
 	Metadata map[string]string
 	Comment  string
 	Profile  string
+	// Credential is the first that it has, as if attached by AttachTold; nil for none.
+	Credential *Credential
 }
 
 // Create adds a device. It is Invalid if a value is over its limits, Conflict
@@ -71,6 +73,9 @@ func (s *Service) CreateIn(ctx context.Context, tx store.Tx, n New) (Device, err
 			d.Name = d.Aliases[0].Value
 		}
 	}
+	if n.Credential != nil {
+		d.Credentials = []Credential{n.Credential.filled(now)}
+	}
 	if err := d.check(); err != nil {
 		return d, err
 	}
@@ -85,7 +90,10 @@ func (s *Service) CreateIn(ctx context.Context, tx store.Tx, n New) (Device, err
 	if err := table.Insert(tx, d.ID, d); err != nil {
 		return d, err
 	}
-	return d, s.changed(ctx, tx, Change{What: Created, Device: d}, nil)
+	if err := s.changed(ctx, tx, Change{What: Created, Device: d}, nil); err != nil || n.Credential == nil {
+		return d, err
+	}
+	return d, s.tell(ctx, tx, Change{What: Attached, Device: d, Credential: &d.Credentials[0]})
 }
 
 // aliasesFree refuses an alias that is the id of a device: whoever is looked up

@@ -3,6 +3,7 @@ package devices
 import (
 	"context"
 	"slices"
+	"time"
 
 	"keystead/fault"
 	"keystead/identity"
@@ -98,12 +99,7 @@ func (s *Service) AttachTold(ctx context.Context, tx store.Tx, deviceID string, 
 }
 
 func (s *Service) attach(ctx context.Context, tx store.Tx, deviceID string, c Credential, told bool) (Device, error) {
-	if c.State == "" {
-		c.State = CredentialActive
-	}
-	if c.CreatedAt.IsZero() {
-		c.CreatedAt = s.Now().UTC()
-	}
+	c = c.filled(s.Now().UTC())
 	d, err := s.edit(tx, deviceID, func(d *Device) error {
 		switch i := d.index(c.Kind, c.ID); {
 		case d.State == Decommissioned:
@@ -127,6 +123,17 @@ func (s *Service) attach(ctx context.Context, tx store.Tx, deviceID string, c Cr
 		return d, s.tell(ctx, tx, change)
 	}
 	return d, s.changed(ctx, tx, change, nil)
+}
+
+// filled is c with what is left out: it is active, and was made now.
+func (c Credential) filled(now time.Time) Credential {
+	if c.State == "" {
+		c.State = CredentialActive
+	}
+	if c.CreatedAt.IsZero() {
+		c.CreatedAt = now
+	}
+	return c
 }
 
 // MaxCredentials is how many credentials a device's list holds.

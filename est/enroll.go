@@ -320,20 +320,11 @@ func (s *Service) bind(ctx context.Context, tx store.Tx, p *plan, record *pki.Ce
 	if err := s.settle(ctx, tx, p); err != nil {
 		return err
 	}
-	if p.device == "" {
-		device, err := s.create(ctx, tx, p)
-		if err != nil {
-			return err
-		}
-		p.device = device.ID
-	} else if err := s.takeNames(ctx, tx, p); err != nil {
+	if err := s.give(ctx, tx, p, record); err != nil {
 		return err
 	}
 	if p.caller.mode == NoAuth {
 		record.Flags = append(record.Flags, "enrolled without authentication")
-	}
-	if err := s.PKI.Attach(ctx, tx, p.device, record); err != nil {
-		return err
 	}
 	for _, old := range p.ends {
 		if _, err := s.PKI.RevokeIn(ctx, tx, string(old), pki.Superseded); err != nil {
@@ -353,9 +344,22 @@ func (s *Service) bind(ctx context.Context, tx store.Tx, p *plan, record *pki.Ce
 	return owned.Set(tx, p.device, ownership{DMS: p.dms.ID, Device: p.device})
 }
 
-func (s *Service) create(ctx context.Context, tx store.Tx, p *plan) (devices.Device, error) {
+// give gives the device its certificate, and makes it if it is not there.
+func (s *Service) give(ctx context.Context, tx store.Tx, p *plan, record *pki.Certificate) error {
+	if p.device != "" {
+		if err := s.takeNames(ctx, tx, p); err != nil {
+			return err
+		}
+		return s.PKI.Attach(ctx, tx, p.device, record)
+	}
+	device, err := s.create(ctx, tx, p, record.Credential())
+	p.device, record.Device = device.ID, device.ID
+	return err
+}
+
+func (s *Service) create(ctx context.Context, tx store.Tx, p *plan, c devices.Credential) (devices.Device, error) {
 	made := p.dms.Settings.Enrollment.Provisioning
-	n := devices.New{Org: p.dms.Org, Name: p.name, Profile: p.dms.ID, Labels: map[string]string{}, Metadata: map[string]string{}}
+	n := devices.New{Org: p.dms.Org, Name: p.name, Profile: p.dms.ID, Credential: &c, Labels: map[string]string{}, Metadata: map[string]string{}}
 	for _, tag := range made.Tags {
 		n.Labels[tag] = ""
 	}

@@ -157,6 +157,12 @@ func (s *Service) tellDevice(ctx context.Context, tx store.Tx, c *Certificate) e
 	return err
 }
 
+// Credential is the certificate as the device it is issued to lists it: for a device that is
+// created with it, which needs no Attach.
+func (c *Certificate) Credential() devices.Credential {
+	return credential(c, devices.CredentialActive)
+}
+
 func credential(c *Certificate, state devices.CredentialState) devices.Credential {
 	return devices.Credential{Kind: identity.Certificate, ID: string(c.Serial), State: state, ExpiresAt: c.NotAfter}
 }

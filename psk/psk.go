@@ -126,19 +126,16 @@ func (s *Service) CreateIn(ctx context.Context, tx store.Tx, n New) (Key, seal.S
 	if taken {
 		return Key{}, nil, fault.New(fault.Conflict, "the identity is in use; choose another")
 	}
-	d, err := s.device(ctx, tx, n)
+	now := s.Now().UTC()
+	d, err := s.device(ctx, tx, n, devices.Credential{Kind: identity.PSK, ID: string(n.Identity), State: n.State, CreatedAt: now})
 	if err != nil {
 		return Key{}, nil, err
 	}
 	k := Key{
-		Identity: n.Identity, Org: d.Org, Device: d.ID, CreatedAt: s.Now().UTC(),
+		Identity: n.Identity, Org: d.Org, Device: d.ID, CreatedAt: now,
 		Sealed: s.Box.Seal(place(n.Identity), n.Secret),
 	}
 	if err := table.Insert(tx, string(k.Identity), k); err != nil {
-		return Key{}, nil, err
-	}
-	c := devices.Credential{Kind: identity.PSK, ID: string(k.Identity), State: n.State, CreatedAt: k.CreatedAt}
-	if _, err := s.Devices.AttachTold(ctx, tx, d.ID, c); err != nil {
 		return Key{}, nil, err
 	}
 	e := audit.Entry{Action: "psk.create", Target: string(k.Identity), Device: d.ID, Org: d.Org}
@@ -177,8 +174,9 @@ func (n *New) check() error {
 	return fault.InvalidFields(bad...)
 }
 
-// device returns the device a new key is for.
-func (s *Service) device(ctx context.Context, tx store.Tx, n New) (devices.Device, error) {
+// device gives a new key to the device it is for, and returns that. The trail has it in
+// the record of the key.
+func (s *Service) device(ctx context.Context, tx store.Tx, n New, c devices.Credential) (devices.Device, error) {
 	org := identity.OrgOf(ctx)
 	if org == "" {
 		return devices.Device{}, fault.New(fault.Forbidden, "device identities belong to an organisation; use a key of one")
@@ -188,11 +186,14 @@ func (s *Service) device(ctx context.Context, tx store.Tx, n New) (devices.Devic
 		name = string(n.Identity)
 	}
 	d, err := s.Devices.FindIn(ctx, tx, org, name)
-	if n.Device != "" || !fault.Is(err, fault.NotFound) {
+	switch {
+	case err == nil:
+		return s.Devices.AttachTold(ctx, tx, d.ID, c)
+	case n.Device != "" || !fault.Is(err, fault.NotFound):
 		return d, err
 	}
 	return s.Devices.CreateIn(ctx, tx, devices.New{
-		Org: org, Labels: n.Labels, Aliases: []devices.Alias{{Kind: devices.Endpoint, Value: name}},
+		Org: org, Labels: n.Labels, Aliases: []devices.Alias{{Kind: devices.Endpoint, Value: name}}, Credential: &c,
 	})
 }
 
