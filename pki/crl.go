@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/crypto/cryptobyte"
+
 	"keystead/fault"
 	"keystead/store"
 )
@@ -165,8 +167,8 @@ func (s *Service) makeCRL(ctx context.Context, a *authority, shard int, last uin
 	number := max(last+1, uint64(now.UnixMilli()))
 	list.number = number
 	if a.Shards > 1 && s.PublicHTTP != "" {
-		list.extra = []pkix.Extension{{Id: oidIssuingPoint, Critical: true, Value: mustMarshal(crlPoint{
-			pointName{FullName: []asn1.RawValue{uriName(crlURL(s.PublicHTTP, a.ID, shard))}},
+		list.extra = []pkix.Extension{{Id: oidIssuingPoint, Critical: true, Value: sequence(func(b *cryptobyte.Builder) {
+			addPointName(b, crlURL(s.PublicHTTP, a.ID, shard))
 		})}}
 	}
 	key, err := s.Keys.Signer(ctx, a.Key)

@@ -175,7 +175,7 @@ func (p *Prepared) subject() error {
 func (p *Prepared) extensions(base string) error {
 	r, t := &p.request, p.t
 	t.addKeyIDs()
-	t.add(oidBasicConstraints, true, basicConstraints{PathLen: -1})
+	t.add(oidBasicConstraints, true, emptySequence) // no CA
 	names, usages := p.usages()
 	t.addKeyUsage(usages)
 	t.addExtKeyUsage(names)
@@ -184,7 +184,7 @@ func (p *Prepared) extensions(base string) error {
 	if err != nil {
 		return err
 	}
-	if len(list) == 0 && string(t.subject) == string(emptyName) {
+	if len(list) == 0 && string(t.subject) == string(emptySequence) {
 		return fault.New(fault.Invalid, "the request has neither a subject nor an alternative name; give it a common name")
 	}
 	t.addSANs(list)

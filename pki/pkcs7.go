@@ -4,6 +4,9 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 
+	"golang.org/x/crypto/cryptobyte"
+	tags "golang.org/x/crypto/cryptobyte/asn1"
+
 	"keystead/fault"
 )
 
@@ -27,21 +30,27 @@ type signedData struct {
 }
 
 // emptySet is the DER of a SET without members.
-var emptySet = asn1.RawValue{FullBytes: []byte{0x31, 0x00}}
+var emptySet = []byte{0x31, 0x00}
 
 // CertsOnly returns certificates as a certs-only CMS message in DER: SignedData
 // that nobody signed (RFC 5652, 5.2; RFC 7030, 4.1.3).
 func CertsOnly(certs ...*x509.Certificate) []byte {
-	var all []byte
-	for _, c := range certs {
-		all = append(all, c.Raw...)
-	}
-	inner := mustMarshal(signedData{
-		Version: 1, DigestAlgorithms: emptySet, ContentInfo: contentInfo{Type: oidData},
-		Certificates: asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: all},
-		SignerInfos:  emptySet,
+	return sequence(func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(oidSignedData)
+		b.AddASN1(within(0), func(b *cryptobyte.Builder) {
+			b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1Int64(1) // the version
+				b.AddBytes(emptySet)
+				b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(oidData) })
+				b.AddASN1(within(0), func(b *cryptobyte.Builder) {
+					for _, c := range certs {
+						b.AddBytes(c.Raw)
+					}
+				})
+				b.AddBytes(emptySet) // of signers
+			})
+		})
 	})
-	return mustMarshal(contentInfo{Type: oidSignedData, Content: asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: inner}})
 }
 
 // maxBundle is how many certificates a certs-only message may hold.

@@ -6,11 +6,12 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/sha256"
-	"crypto/x509/pkix"
-	"encoding/asn1"
-	"fmt"
-	"hash"
+	"encoding/binary"
+	"slices"
 	"sync"
+
+	"golang.org/x/crypto/cryptobyte"
+	tags "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // shape is a hash of all that a lint can tell of a template: everything but what
@@ -60,11 +61,8 @@ func (s *shapes) add(sh shape) {
 // in; and of a subject's common name, serial number, organisation and unit the text,
 // if it is short and of letters, digits and the like. What is left is hashed as it is.
 func (t *template) shape() (sh shape, regular bool) {
-	h := sha256.New()
-	note := func(part []byte) {
-		fmt.Fprintf(h, "%d:", len(part))
-		h.Write(part)
-	}
+	b := make([]byte, 0, 1024)
+	note := func(part []byte) { b = append(binary.AppendUvarint(b, uint64(len(part))), part...) }
 	switch k := t.public.(type) {
 	case *ecdsa.PublicKey:
 		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
@@ -76,65 +74,61 @@ func (t *template) shape() (sh shape, regular bool) {
 	default:
 		return sh, false
 	}
-	if t.serial.Sign() <= 0 || !t.notBefore.Before(t.notAfter) || !plainSubject(h, t.subject) {
+	if t.serial.Sign() <= 0 || !t.notBefore.Before(t.notAfter) || !plainSubject(note, t.subject) {
 		return sh, false
 	}
-	fmt.Fprintf(h, "%d %t %t %q", t.serial.BitLen(), t.notBefore.UTC().Year() < 2050, t.notAfter.UTC().Year() < 2050, t.algorithm)
+	note([]byte(t.algorithm))
+	b = binary.AppendUvarint(b, uint64(t.serial.BitLen())) //nolint:gosec // G115: not negative
 	// Lints begin at dates: two certificates of one year may be of different rules, so
-	// the day counts.
-	note([]byte(t.notBefore.UTC().Format("2006-01-02")))
+	// the day counts. Of the end, only how it is written.
+	b = t.notBefore.UTC().AppendFormat(b, "2006-01-02")
+	b = append(b, bit(t.notAfter.UTC().Year() >= 2050))
 	note(t.issuer)
 	note(t.authorityKeyID)
-	own := mustMarshal(t.keyID)
+	own := octets(t.keyID)
 	for _, e := range t.extensions {
-		fmt.Fprintf(h, "%v %t", e.Id, e.Critical)
+		note([]byte(e.Id.String()))
+		b = append(b, bit(e.Critical))
 		if e.Id.Equal(oidSubjectKeyID) && string(e.Value) == string(own) && len(t.keyID) == 20 {
 			continue
 		}
 		note(e.Value)
 	}
-	h.Sum(sh[:0])
-	return sh, true
+	return sha256.Sum256(b), true
 }
 
-// attributes whose text, if it is plain, no lint tells from another's.
-var plainAttributes = []asn1.ObjectIdentifier{oidAttrCommonName, oidAttrSerialNumber, {2, 5, 4, 10}, {2, 5, 4, 11}}
+func bit(is bool) byte {
+	if is {
+		return 1
+	}
+	return 0
+}
 
-// plainSubject hashes the subject's parts without their text. It reports false if one
+// attributes whose text, if it is plain, no lint tells from another's, in DER.
+var plainAttributes = [][]byte{{0x55, 4, 3}, {0x55, 4, 5}, {0x55, 4, 10}, {0x55, 4, 11}} // common name, serial number, organisation and unit
+
+// plainSubject notes the subject's parts without their text. It reports false if one
 // of them is not plain.
-func plainSubject(h hash.Hash, der []byte) bool {
-	var rdns pkix.RDNSequence
-	if rest, err := asn1.Unmarshal(der, &rdns); err != nil || len(rest) > 0 {
+func plainSubject(note func([]byte), name []byte) bool {
+	var parts cryptobyte.String
+	if whole := cryptobyte.String(name); !whole.ReadASN1(&parts, tags.SEQUENCE) || !whole.Empty() {
 		return false
 	}
-	var raw []asn1.RawValue // the same, with the kinds of strings
-	if _, err := asn1.Unmarshal(der, &raw); err != nil || len(raw) != len(rdns) {
-		return false
+	for !parts.Empty() {
+		var part, attribute, kind, text cryptobyte.String
+		var tag tags.Tag
+		if !parts.ReadASN1(&part, tags.SET) || !part.ReadASN1(&attribute, tags.SEQUENCE) || !part.Empty() ||
+			!attribute.ReadASN1(&kind, tags.OBJECT_IDENTIFIER) || !attribute.ReadAnyASN1(&text, &tag) || !attribute.Empty() {
+			return false
+		}
+		known := slices.ContainsFunc(plainAttributes, func(a []byte) bool { return bytes.Equal(a, kind) })
+		if !known || tag != tags.PrintableString && tag != tags.UTF8String || !plain(text) {
+			return false
+		}
+		note(kind)
+		note([]byte{byte(tag)})
 	}
-	for i, rdn := range rdns {
-		if len(rdn) != 1 {
-			return false
-		}
-		var set struct {
-			Type  asn1.ObjectIdentifier
-			Value asn1.RawValue
-		}
-		if rest, err := asn1.Unmarshal(raw[i].Bytes, &set); err != nil || len(rest) > 0 {
-			return false
-		}
-		tag := set.Value.Tag
-		if set.Value.Class != asn1.ClassUniversal || tag != asn1.TagPrintableString && tag != asn1.TagUTF8String || !plain(set.Value.Bytes) {
-			return false
-		}
-		known := false
-		for _, oid := range plainAttributes {
-			known = known || oid.Equal(set.Type)
-		}
-		if !known {
-			return false
-		}
-		fmt.Fprintf(h, "%v %d/", set.Type, tag)
-	}
+	note(nil) // the end of them
 	return true
 }
 

@@ -22,6 +22,9 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/cryptobyte"
+	tags "golang.org/x/crypto/cryptobyte/asn1"
+
 	"keystead/fault"
 )
 
@@ -34,29 +37,13 @@ type template struct {
 	notBefore      time.Time
 	notAfter       time.Time
 	public         any
+	spki           []byte    // DER of public
 	keyID          []byte    // of public
 	algorithm      Algorithm // of the issuer's key
 	authorityKeyID []byte
 	extensions     []pkix.Extension
 
 	tbs []byte
-}
-
-type tbsCertificate struct {
-	Version    int `asn1:"explicit,tag:0"`
-	Serial     *big.Int
-	Signature  pkix.AlgorithmIdentifier
-	Issuer     asn1.RawValue
-	Validity   struct{ NotBefore, NotAfter time.Time }
-	Subject    asn1.RawValue
-	PublicKey  asn1.RawValue
-	Extensions []pkix.Extension `asn1:"explicit,tag:3"`
-}
-
-type signedDER struct {
-	TBS       asn1.RawValue
-	Algorithm pkix.AlgorithmIdentifier
-	Signature asn1.BitString
 }
 
 var (
@@ -125,18 +112,22 @@ func (s Serial) number() *big.Int {
 // keyID is the key identifier of a public key: the first 160 bits of the SHA-256
 // of its bits (RFC 7093, 2, method 1).
 func keyID(public any) []byte {
-	der, err := x509.MarshalPKIXPublicKey(public)
+	spki, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
 		return nil
 	}
-	var info struct {
-		Algorithm pkix.AlgorithmIdentifier
-		Key       asn1.BitString
-	}
-	if _, err := asn1.Unmarshal(der, &info); err != nil {
+	return keyIDOf(spki)
+}
+
+// keyIDOf is keyID of a key in DER.
+func keyIDOf(spki []byte) []byte {
+	var info cryptobyte.String
+	var bits []byte
+	rest := cryptobyte.String(spki)
+	if !rest.ReadASN1(&info, tags.SEQUENCE) || !info.SkipASN1(tags.SEQUENCE) || !info.ReadASN1BitStringAsBytes(&bits) {
 		return nil
 	}
-	sum := sha256.Sum256(info.Key.RightAlign())
+	sum := sha256.Sum256(bits)
 	return sum[:20]
 }
 
@@ -169,23 +160,34 @@ func (s Subject) der() ([]byte, error) {
 	return der, nil
 }
 
-func (t *template) add(oid asn1.ObjectIdentifier, critical bool, value any) {
-	der, ok := value.([]byte)
-	if !ok {
-		var err error
-		if der, err = asn1.Marshal(value); err != nil {
-			panic(fmt.Sprintf("pki: extension %v: %v", oid, err)) // the values are made by this file
-		}
-	}
-	t.extensions = append(t.extensions, pkix.Extension{Id: oid, Critical: critical, Value: der})
+func (t *template) add(oid asn1.ObjectIdentifier, critical bool, value []byte) {
+	t.extensions = append(t.extensions, pkix.Extension{Id: oid, Critical: critical, Value: value})
 }
 
+// sequence is the DER of a sequence of what f adds.
+func sequence(f func(b *cryptobyte.Builder)) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(tags.SEQUENCE, f)
+	return b.BytesOrPanic() // the values are made by this package
+}
+
+// member is the tag of what is known by its number alone; within, of what others are within.
+func member(n uint8) tags.Tag { return tags.Tag(n).ContextSpecific() }
+func within(n uint8) tags.Tag { return member(n).Constructed() }
+
 func (t *template) addKeyIDs() {
-	t.keyID = keyID(t.public)
-	t.add(oidSubjectKeyID, false, mustMarshal(t.keyID))
-	t.add(oidAuthorityKeyID, false, struct {
-		ID []byte `asn1:"tag:0"`
-	}{t.authorityKeyID})
+	t.spki, _ = x509.MarshalPKIXPublicKey(t.public) // build refuses what has none
+	t.keyID = keyIDOf(t.spki)
+	t.add(oidSubjectKeyID, false, octets(t.keyID))
+	t.add(oidAuthorityKeyID, false, sequence(func(b *cryptobyte.Builder) {
+		b.AddASN1(member(0), func(b *cryptobyte.Builder) { b.AddBytes(t.authorityKeyID) })
+	}))
+}
+
+func octets(value []byte) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1OctetString(value)
+	return b.BytesOrPanic()
 }
 
 func mustMarshal(v any) []byte {
@@ -205,7 +207,8 @@ func (t *template) addKeyUsage(bits uint) {
 			last = i
 		}
 	}
-	t.add(oidKeyUsage, true, asn1.BitString{Bytes: b[:last/8+1], BitLength: last + 1})
+	used := last/8 + 1
+	t.add(oidKeyUsage, true, append([]byte{asn1.TagBitString, byte(1 + used), byte(7 - last%8)}, b[:used]...)) //nolint:gosec // G115: 1 or 2 bytes, 0 to 7 bits of them not used
 }
 
 func usageBits(names KeyUsages) uint {
@@ -252,7 +255,7 @@ type basicConstraints struct {
 func (t *template) addCA(public any, pathLen int, permitted []string) {
 	t.public = public
 	t.addKeyIDs()
-	t.add(oidBasicConstraints, true, basicConstraints{true, pathLen})
+	t.add(oidBasicConstraints, true, mustMarshal(basicConstraints{true, pathLen}))
 	t.addKeyUsage(bitCertSign | bitCRLSign | bitDigitalSignature)
 	if len(permitted) > 0 {
 		t.addNameConstraints(permitted)
@@ -265,22 +268,22 @@ func (t *template) addNameConstraints(permitted []string) {
 	for _, name := range permitted {
 		trees = append(trees, subtree{asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 2, Bytes: []byte(strings.TrimPrefix(name, "."))}})
 	}
-	t.add(oidNameConstraints, true, struct {
+	t.add(oidNameConstraints, true, mustMarshal(struct {
 		Permitted []subtree `asn1:"tag:0"`
-	}{trees})
+	}{trees}))
 }
 
 func (t *template) addExtKeyUsage(names EKUs) {
 	if len(names) == 0 {
 		return
 	}
-	oids := make([]asn1.ObjectIdentifier, 0, len(names))
-	for _, name := range names {
-		if oid, ok := ekuOID(name); ok {
-			oids = append(oids, oid)
+	t.add(oidExtKeyUsage, false, sequence(func(b *cryptobyte.Builder) {
+		for _, name := range names {
+			if oid, ok := ekuOID(name); ok {
+				b.AddASN1ObjectIdentifier(oid)
+			}
 		}
-	}
-	t.add(oidExtKeyUsage, false, oids)
+	}))
 }
 
 func (t *template) addPolicies(oids []string) {
@@ -292,25 +295,8 @@ func (t *template) addPolicies(oids []string) {
 		}
 	}
 	if len(list) > 0 {
-		t.add(oidPolicies, false, list)
+		t.add(oidPolicies, false, mustMarshal(list))
 	}
-}
-
-func uriName(uri string) asn1.RawValue {
-	return asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}
-}
-
-type pointName struct {
-	FullName []asn1.RawValue `asn1:"optional,tag:0"`
-}
-
-type crlPoint struct {
-	Name pointName `asn1:"optional,tag:0"`
-}
-
-type accessDescription struct {
-	Method   asn1.ObjectIdentifier
-	Location asn1.RawValue
 }
 
 // addPointers says where to ask about the certificate: the CRL shard it would
@@ -319,10 +305,30 @@ func (t *template) addPointers(base string, issuer *CA, shard int) {
 	if base == "" || issuer.Key == "" {
 		return
 	}
-	t.add(oidCRLPoints, false, []crlPoint{{pointName{[]asn1.RawValue{uriName(crlURL(base, issuer.ID, shard))}}}})
-	t.add(oidAuthorityInfo, false, []accessDescription{
-		{oidAccessOCSP, uriName(base + "/ocsp")},
-		{oidAccessIssuers, uriName(base + "/ca/" + string(issuer.ID) + ".cer")},
+	t.add(oidCRLPoints, false, sequence(func(b *cryptobyte.Builder) {
+		b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) { addPointName(b, crlURL(base, issuer.ID, shard)) })
+	}))
+	t.add(oidAuthorityInfo, false, sequence(func(b *cryptobyte.Builder) {
+		addAccess(b, oidAccessOCSP, base+"/ocsp")
+		addAccess(b, oidAccessIssuers, base+"/ca/"+string(issuer.ID)+".cer")
+	}))
+}
+
+// addPointName adds the name of a distribution point, the first member of what it names.
+func addPointName(b *cryptobyte.Builder, uri string) {
+	b.AddASN1(within(0), func(b *cryptobyte.Builder) {
+		b.AddASN1(within(0), func(b *cryptobyte.Builder) { addURI(b, uri) })
+	})
+}
+
+func addURI(b *cryptobyte.Builder, uri string) {
+	b.AddASN1(member(6), func(b *cryptobyte.Builder) { b.AddBytes([]byte(uri)) })
+}
+
+func addAccess(b *cryptobyte.Builder, method asn1.ObjectIdentifier, uri string) {
+	b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(method)
+		addURI(b, uri)
 	})
 }
 
@@ -412,12 +418,12 @@ func (list *sans) addHardwareModule(kind asn1.ObjectIdentifier, serial []byte) {
 	}
 }
 
-// emptyName is the DER of a name without parts.
-var emptyName = []byte{0x30, 0x00}
+// emptySequence is the DER of a sequence of nothing, such as a name without parts.
+var emptySequence = []byte{0x30, 0x00}
 
 func (t *template) addSANs(list sans) {
 	if len(list) > 0 {
-		t.add(oidSubjectAltName, bytes.Equal(t.subject, emptyName), []asn1.RawValue(list))
+		t.add(oidSubjectAltName, bytes.Equal(t.subject, emptySequence), mustMarshal([]asn1.RawValue(list)))
 	}
 }
 
@@ -446,20 +452,55 @@ func (t *template) build() error {
 	if err != nil {
 		return err
 	}
-	public, err := x509.MarshalPKIXPublicKey(t.public)
-	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "the public key is of a kind that is not supported")
+	if t.spki == nil {
+		return fault.New(fault.Invalid, "the public key is of a kind that is not supported")
 	}
-	tbs := tbsCertificate{
-		Version: 2, Serial: t.serial, Signature: alg,
-		Issuer: asn1.RawValue{FullBytes: t.issuer}, Subject: asn1.RawValue{FullBytes: t.subject},
-		PublicKey: asn1.RawValue{FullBytes: public}, Extensions: t.extensions,
-	}
-	tbs.Validity.NotBefore, tbs.Validity.NotAfter = t.notBefore.UTC(), t.notAfter.UTC()
-	if t.tbs, err = asn1.Marshal(tbs); err != nil {
+	b := cryptobyte.NewBuilder(make([]byte, 0, 1024))
+	b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(within(0), func(b *cryptobyte.Builder) { b.AddASN1Int64(2) }) // version 3
+		b.AddASN1BigInt(t.serial)
+		addAlgorithm(b, alg)
+		b.AddBytes(t.issuer)
+		b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) {
+			addTime(b, t.notBefore)
+			addTime(b, t.notAfter)
+		})
+		b.AddBytes(t.subject)
+		b.AddBytes(t.spki)
+		b.AddASN1(within(3), func(b *cryptobyte.Builder) { b.AddASN1(tags.SEQUENCE, t.addExtensions) })
+	})
+	if t.tbs, err = b.Bytes(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "the certificate asked for cannot be written")
 	}
 	return nil
+}
+
+func (t *template) addExtensions(b *cryptobyte.Builder) {
+	for _, e := range t.extensions {
+		b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(e.Id)
+			if e.Critical {
+				b.AddASN1Boolean(true)
+			}
+			b.AddASN1OctetString(e.Value)
+		})
+	}
+}
+
+func addAlgorithm(b *cryptobyte.Builder, alg pkix.AlgorithmIdentifier) {
+	b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(alg.Algorithm)
+		b.AddBytes(alg.Parameters.FullBytes)
+	})
+}
+
+// addTime adds a time in the form that its year asks for (RFC 5280, 4.1.2.5).
+func addTime(b *cryptobyte.Builder, at time.Time) {
+	if at = at.UTC(); at.Year() >= 1950 && at.Year() < 2050 {
+		b.AddASN1UTCTime(at)
+		return
+	}
+	b.AddASN1GeneralizedTime(at)
 }
 
 // withSignature is the certificate as it is with the given signature.
@@ -468,7 +509,13 @@ func withSignature(tbs []byte, alg Algorithm, signature []byte) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	return asn1.Marshal(signedDER{asn1.RawValue{FullBytes: tbs}, id, asn1.BitString{Bytes: signature, BitLength: len(signature) * 8}})
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+len(signature)+64))
+	b.AddASN1(tags.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(tbs)
+		addAlgorithm(b, id)
+		b.AddASN1BitString(signature)
+	})
+	return b.Bytes()
 }
 
 func signBytes(key crypto.Signer, alg Algorithm, tbs []byte) ([]byte, error) {
