@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -15,13 +14,18 @@ import (
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
-
-	"keystead/client"
 )
 
 // exchange makes a request with an API key, or what else an Authorization header
 // may hold, and the organisation to act in, and returns the status and the body of the answer.
 func (s *server) exchange(c *http.Client, method, path, key, org, body string) (int, string) {
+	s.t.Helper()
+	code, _, answer := s.exchangeAll(c, method, path, key, org, body)
+	return code, answer
+}
+
+// exchangeAll is exchange with the header of the answer.
+func (s *server) exchangeAll(c *http.Client, method, path, key, org, body string) (int, http.Header, string) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url(path), strings.NewReader(body))
 	if err != nil {
@@ -43,13 +47,13 @@ func (s *server) exchange(c *http.Client, method, path, key, org, body string) (
 	}
 	defer res.Body.Close()
 	if strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
-		return res.StatusCode, "" // it has no end
+		return res.StatusCode, res.Header, "" // it has no end
 	}
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return res.StatusCode, string(b)
+	return res.StatusCode, res.Header, string(b)
 }
 
 // must2xx is exchange for what has to succeed; it reads the answer into out.
@@ -93,79 +97,225 @@ func (s *server) stranger(c *http.Client, name string) (key string, self who) {
 	return made.Value, self
 }
 
-// own are the operations that act on the caller itself, or on nothing that
-// belongs to an organisation: there is nothing of others to reach there.
-var own = regexp.MustCompile(`^/(api/v1/whoami|api/v1/session|console.*|keys.*|tokens|password.*|register.*|setup|invites.*|users/(profile|totp.*)|orgs(/search)?|oauth/token|openapi\.yaml|versions|\.well-known/.*|identify)?$`)
+// isolated are the operations that name nothing of an organisation, or answer
+// for what is another's otherwise than that it is not there, and why.
+var isolated = []struct {
+	operations *regexp.Regexp // of "METHOD /path"
+	status     int            // 0: not asked; 403 is before anything is looked up
+	why        string
+}{
+	{regexp.MustCompile(`/\.well-known/est/`), 0, "an enrolment proves who asks in its own ways; TestCurlIsToldWhatIsWrong"},
+	{regexp.MustCompile(`^GET /users/oauth/|^GET /console/|^(GET|POST) /account`), 0, "pages, for anybody or of the browser's own session"},
+	{regexp.MustCompile(`^POST /register/invite/`), 0, "for who holds the key of an invite"},
+	{regexp.MustCompile(` /api/management/v2/devauth/limits/`), 0, "names a limit, of the caller's organisation"},
+	{regexp.MustCompile(`^DELETE /keys/`), http.StatusNoContent, "a user ends keys of its own; one it has not is ended already, as Mainflux has it"},
+	{regexp.MustCompile(`^(PUT|DELETE|POST) /api/v1/lwm2m/servers/`), http.StatusForbidden, "servers are the platform's to change"},
+	{regexp.MustCompile(`^(GET|DELETE) /users/\{user\}/keys|^DELETE /users/\{user\}$|^POST /users/\{user\}/(enable|disable|recovery-key)|^(PUT|DELETE) /users/\{user\}/platform|^DELETE /invites/`), http.StatusForbidden, "for administrators of the platform"},
+}
 
-var uuid = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`)
+// forPeople are the operations that take a login: an API key is refused them.
+var forPeople = regexp.MustCompile(`^DELETE /users/\{user\}/totp$|^(PUT|DELETE) /users/\{user\}/passkeys/`)
 
-// Whoever is everything in one organisation is nobody in another: with each
-// operation of the API, and every id of the other's things, it reaches nothing
-// and changes nothing.
+// Whoever is everything in one organisation is nobody in another: to each
+// operation of the API, with the names of each thing the other has, the answer is
+// that there is no such thing, which is what it is for what nobody has, to the
+// byte; and nothing changes.
 func TestOrganisationsCannotReachEachOther(t *testing.T) {
 	t.Parallel()
-	s := start(t, fast...)
+	s := start(t, append(fast, "webhook.allow_cidrs=127.0.0.1/32")...)
 	c := s.https()
-	attacker, self := s.stranger(c, "mallory")
-
-	// What the victim, the default organisation, has.
-	var me who
-	s.must2xx(c, http.MethodGet, "/api/v1/whoami", s.key, "", &me)
-	k := s.textPSK()
-	device, err := s.admin().EditDevice(t.Context(), k.Device, client.DeviceEdit{Aliases: &[]client.Alias{{Kind: "serial_number", Value: "SN-victim"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.mustDial(withPSK(k, k.text(t))...)
-	for path, body := range map[string]string{
-		"/api/v1/webhooks": `{"url":"https://example.org/hook","types":["device.suspended"]}`,
-		"/things":          `[{"name":"victim","type":"sensor"}]`,
-	} {
-		s.must2xx(c, http.MethodPost, path, s.key, body, nil)
-	}
-
+	key, self := s.stranger(c, "mallory")
+	attackers := map[string]string{"an API key": key, "a login": s.logIn(c, "mallory@example.org", "correct horse battery mallory")}
+	e := s.estate()
 	doc := s.document(c)
-	before := s.everything(c, doc)
-	ids := map[string]bool{me.Organisation: true, me.User: true, device.ID: true, "SN-victim": true, k.Identity: true}
-	for _, answer := range before {
-		for _, id := range uuid.FindAllString(answer, -1) {
-			ids[id] = true
+
+	// What the names name is there, for who it belongs to.
+	for path, item := range doc.Paths.Map() {
+		at, _ := e.at(path)
+		for _, at := range at {
+			if item.Get == nil || strings.HasSuffix(path, "/live") {
+				continue
+			}
+			if code, answer := s.exchange(c, http.MethodGet, at, s.key, "", ""); code != http.StatusOK {
+				t.Errorf("GET %s by who it belongs to: %d %.200s, want 200", at, code, answer)
+			}
 		}
 	}
-	delete(ids, self.Organisation)
-	delete(ids, self.User)
-	victims := slices.Sorted(maps.Keys(ids))
-
-	tried := 0
-	s.raid(doc, victims, me.Organisation, k.Identity, func(method, at, path string, op *openapi3.Operation, body string) {
-		if own.MatchString(path) {
-			return
+	before := s.everything(c, doc)
+	asked, named := 0, 0
+	for path, item := range doc.Paths.Map() {
+		if !strings.Contains(path, "{") {
+			continue
 		}
-		for _, org := range []string{"", self.Organisation, me.Organisation} {
-			if at == path && org != me.Organisation {
-				continue // its own lists
+		paths, values := e.at(path)
+		for method, op := range item.Operations() {
+			status, skip := http.StatusNotFound, false
+			for _, x := range isolated {
+				if x.operations.MatchString(method + " " + path) {
+					status, skip = x.status, x.status == 0
+				}
 			}
-			code, answer := s.exchange(c, method, at, attacker, org, body)
-			tried++
-			if code/100 == 2 && !public(op) {
-				t.Errorf("%s %s in %q: got %d %.200s, want it refused", method, at, org, code, answer)
+			if skip {
+				continue
 			}
-			if code >= 500 {
-				t.Errorf("%s %s in %q: got %d %.200s", method, at, org, code, answer)
+			if len(paths) == 0 {
+				t.Errorf("%s %s: nothing of the other's is asked for; add one to the estate, or say why not", method, path)
 			}
-			if strings.Contains(answer, "SN-victim") && !strings.Contains(at, "SN-victim") {
-				t.Errorf("%s %s in %q: the answer tells of the other's device: %.200s", method, at, org, answer)
+			named++
+			body, ok := e.bodies[method+" "+path]
+			if !ok {
+				body = example(op)
+			}
+			for i, at := range paths {
+				for who, key := range attackers {
+					for _, org := range []string{"", self.Organisation, e.org} {
+						if org == self.Organisation && strings.HasPrefix(path, "/orgs/{org}") {
+							continue // a header that names another than the path is a contradiction, and 400
+						}
+						want := status
+						switch {
+						case org == e.org:
+							want = http.StatusNotFound // there is no such organisation, whatever is asked of it
+						case who == "an API key" && forPeople.MatchString(method+" "+path):
+							want = http.StatusForbidden // before anything is looked up
+						}
+						got := s.seen(c, method, at, key, org, body, values[i])
+						unknown := make([]string, len(values[i]))
+						for j, v := range values[i] {
+							unknown[j] = decoy(v)
+						}
+						if strings.HasPrefix(path, "/orgs/{org}") && org != "" {
+							org = unknown[0]
+						}
+						other := body
+						for j, v := range values[i] {
+							other = strings.ReplaceAll(other, `"`+v+`"`, `"`+unknown[j]+`"`)
+						}
+						none := s.seen(c, method, inserted(path, unknown), key, org, other, unknown)
+						asked++
+						if got.status != want {
+							t.Errorf("%s %s in %q with %s: got %d %.200s, want %d", method, at, org, who, got.status, got.body, want)
+						}
+						if got != none {
+							t.Errorf("%s %s in %q with %s: got %+v, and %+v for what nobody has", method, at, org, who, got, none)
+						}
+						if leak := e.leak(got.body); leak != "" && !strings.Contains(body, leak) {
+							t.Errorf("%s %s in %q: the answer names %s: %.200s", method, at, org, leak, got.body)
+						}
+					}
+				}
 			}
 		}
-	})
+	}
+	s.lists(c, doc, e, key)
 	after := s.everything(c, doc)
 	for path, was := range before {
 		if after[path] != was {
 			t.Errorf("%s: got %s after the attack, %s before", path, after[path], was)
 		}
 	}
-	figure(t, "%d requests to another organisation's things: none answered, nothing changed", tried)
+	figure(t, "%d requests, to %d operations that name things, for another organisation's: nothing there, nothing changed", asked, named)
 }
+
+// lists asks for each list of the API, as a stranger in its own organisation, in
+// the other's, and of the other's things: nothing of the other's is in any.
+func (s *server) lists(c *http.Client, doc *openapi3.T, e *estate, key string) {
+	s.t.Helper()
+	open := map[string]*openapi3.Operation{}
+	for path, item := range doc.Paths.Map() {
+		if item.Get == nil || strings.Contains(path, "{") || public(item.Get) || strings.HasSuffix(path, "/live") {
+			continue
+		}
+		if code, answer := s.exchange(c, http.MethodGet, path, key, e.org, ""); !own.MatchString(path) && code != http.StatusNotFound || e.leak(answer) != "" {
+			s.t.Errorf("GET %s in the other's organisation: %d %.200s, want 404", path, code, answer)
+		}
+		code, answer := s.exchange(c, http.MethodGet, path, key, "", "")
+		if leak := e.leak(answer); leak != "" || code >= 500 {
+			s.t.Errorf("GET %s: %d, and it names %s: %.300s", path, code, leak, answer)
+		}
+		if code == http.StatusOK {
+			open[path] = item.Get
+		}
+	}
+	for path, op := range open { // after the lists were seen: the trail has what was asked for
+		for _, p := range op.Parameters {
+			for _, name := range []string{e.device, "SN-victim", e.org} {
+				if p.Value.In != "query" {
+					continue
+				}
+				at := path + "?" + p.Value.Name + "="
+				got := s.seen(c, http.MethodGet, at+name, key, "", "", []string{name})
+				none := s.seen(c, http.MethodGet, at+decoy(name), key, "", "", []string{decoy(name)})
+				if got != none || e.leak(got.body) != "" {
+					s.t.Errorf("GET %s%s: %+v, and %+v for what nobody has", at, name, got, none)
+				}
+				if p.Value.Name == "device" && got.status != http.StatusNotFound && strings.Contains(got.body, `"id"`) {
+					s.t.Errorf("GET %s%s: %d %.200s, want an empty list, or 404", at, name, got.status, got.body)
+				}
+			}
+		}
+	}
+}
+
+// seen is an answer as far as it may tell one thing that is not there from
+// another: without the names that were asked for, and the id of the request.
+type seen struct {
+	status  int
+	headers string
+	body    string
+}
+
+var requestIDs = regexp.MustCompile(`("request_id":")[^"]+|(ID )[0-9a-f-]{36}`)
+
+func (s *server) seen(c *http.Client, method, path, key, org, body string, names []string) seen {
+	s.t.Helper()
+	code, header, answer := s.exchangeAll(c, method, path, key, org, body)
+	for _, v := range names {
+		answer = strings.ReplaceAll(answer, v, "NAME")
+	}
+	header.Del("Date")
+	header.Del("X-Request-Id")
+	header.Del("X-Men-Requestid")
+	header.Del("Content-Length") // of the request's id, where it is the server's
+	headers := fmt.Sprint(header)
+	for _, v := range names {
+		headers = strings.ReplaceAll(headers, v, "NAME")
+	}
+	return seen{code, headers, requestIDs.ReplaceAllString(answer, "$1$2")}
+}
+
+// decoy is a name of the same form that nobody has.
+func decoy(name string) string {
+	if len(name) < 4 {
+		return name
+	}
+	b := []byte(name)
+	i := len(b) - 3
+	for strings.IndexByte("-_:.", b[i]) >= 0 {
+		i--
+	}
+	switch b[i] {
+	case 'f', 'z', 'F', 'Z', '9':
+		b[i]--
+	default:
+		b[i]++
+	}
+	return string(b)
+}
+
+// leak returns a name of the estate that is in text, "" for none.
+func (e *estate) leak(text string) string {
+	for name := range e.all {
+		if len(name) > 6 && strings.Contains(text, name) {
+			return name
+		}
+	}
+	return ""
+}
+
+// own are the operations that act on the caller itself, or on nothing that
+// belongs to an organisation: there is nothing of others to reach there.
+var own = regexp.MustCompile(`^/(api/v1/whoami|api/v1/session|console.*|keys.*|tokens|password.*|register.*|setup|invites.*|users/(profile|totp.*)|orgs(/search)?|oauth/token|openapi\.yaml|versions|\.well-known/.*|identify)?$`)
 
 // raid calls try for each operation of the API, with each of the ids in its path.
 func (s *server) raid(doc *openapi3.T, ids []string, org, credential string, try func(method, at, path string, op *openapi3.Operation, body string)) {

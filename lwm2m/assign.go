@@ -363,6 +363,10 @@ func (s *Service) Pin(ctx context.Context, device string, to []string) (a Assign
 		return a, fault.New(fault.Invalid, "pin a device to 1 to 3 servers")
 	}
 	return a, s.DB.Update(ctx, func(tx store.Tx) error {
+		d, err := s.Devices.FindIn(ctx, tx, identity.OrgOf(ctx), device)
+		if err != nil {
+			return err
+		}
 		for i, serverID := range to {
 			v, err := servers.Get(tx, serverID)
 			if fault.Is(err, fault.NotFound) || err == nil && !mayKnow(ctx, v) {
@@ -374,10 +378,6 @@ func (s *Service) Pin(ctx context.Context, device string, to []string) (a Assign
 			if slices.Contains(to[:i], serverID) {
 				return fault.New(fault.Invalid, "server %s is there twice", serverID)
 			}
-		}
-		d, err := s.Devices.FindIn(ctx, tx, identity.OrgOf(ctx), device)
-		if err != nil {
-			return err
 		}
 		a, err = s.assign(tx, d, func(a *Assignment) { a.Servers, a.Pinned = slices.Clone(to), true })
 		if err != nil {

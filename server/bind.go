@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -46,6 +47,9 @@ func badJSON(err error) error {
 	}
 	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		return fault.New(fault.Invalid, "the body has a field this server does not know: %s", field)
+	}
+	if _, ok := errors.AsType[*time.ParseError](err); ok {
+		return fault.New(fault.Invalid, "the body has a time that is not written as RFC 3339 has it, such as 2026-01-02T15:04:05Z")
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fault.New(fault.Invalid, "the body is empty or ends too early; send a JSON object")
