@@ -62,6 +62,9 @@ var deviceColumns = []column[client.Device]{
 			if c.ExpiresAt != nil {
 				lines[i] += " until " + whenever(c.ExpiresAt)
 			}
+			if c.Renewal != "" {
+				lines[i] += ", " + c.Renewal
+			}
 		}
 		return strings.Join(lines, "\n")
 	}, wide: true},
@@ -86,6 +89,7 @@ func deviceList(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&f.State, "state", "", "only those that are active, suspended or decommissioned")
 	cmd.Flags().StringVar(&f.Alias, "alias", "", "only the one with this alias")
 	cmd.Flags().StringVar(&f.Label, "label", "", "only those with this label, `key=value`")
+	cmd.Flags().StringVar(&f.Renewal, "renewal", "", "only those whose certificate is to be renewed (renewal_pending), or expires soon (expiring_soon)")
 	must(cmd.RegisterFlagCompletionFunc("state",
 		cobra.FixedCompletions([]string{"active", "suspended", "decommissioned"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd

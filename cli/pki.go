@@ -277,6 +277,7 @@ var certColumns = []column[client.Certificate]{
 	{name: "state", cell: func(c client.Certificate) string { return c.State }},
 	{name: "device", cell: func(c client.Certificate) string { return c.Device }},
 	{name: "expires", cell: func(c client.Certificate) string { return when(c.NotAfter) }},
+	{name: "renewal", wide: true, cell: func(c client.Certificate) string { return c.Renewal }},
 	{name: "subject", wide: true, cell: func(c client.Certificate) string { return c.Subject }},
 	{name: "profile", wide: true, cell: func(c client.Certificate) string { return c.Profile }},
 	{name: "dms", wide: true, cell: func(c client.Certificate) string { return c.DMS }},
@@ -315,6 +316,7 @@ func certList(a *app) *cobra.Command {
 	flag("ca", "ca", "only those issued by this `CA`")
 	flag("dms", "dms", "only those enrolled through this `DMS`")
 	flag("state", "state", "only active, hold, revoked or expired ones")
+	flag("renewal", "renewal", "only those that are to be renewed (renewal_pending), or expire soon (expiring_soon)")
 	flag("common-name", "common_name", "only those with this common `name`")
 	flag("expires-after", "expires_after", "only those that expire after a `time`, or a duration from now")
 	flag("expires-before", "expires_before", "only those that expire before a `time`, or a duration from now such as 30d")
@@ -362,7 +364,7 @@ func certExpiry(a *app) *cobra.Command {
 				return err
 			}
 			return printList(a, func(yield func(row, error) bool) {
-				for _, name := range []string{"expired", "within_1d", "within_7d", "within_30d", "within_90d", "later"} {
+				for _, name := range []string{"expired", "within_1d", "within_7d", "within_30d", "within_90d", "later", "renewal_pending", "expiring_soon"} {
 					if !yield(row{name, counts[name]}, nil) {
 						return
 					}

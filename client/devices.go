@@ -19,6 +19,7 @@ type Device struct {
 	Metadata     map[string]string  `json:"metadata"`
 	Comment      string             `json:"comment"`
 	Profile      string             `json:"profile,omitempty"`
+	Renewal      string             `json:"renewal,omitempty"`
 	Credentials  []DeviceCredential `json:"credentials"`
 	Registration *Registration      `json:"registration,omitempty"` // where one device is shown
 	CreatedAt    time.Time          `json:"created_at"`
@@ -56,6 +57,7 @@ type Credential struct {
 type DeviceCredential struct {
 	Credential
 	State     string    `json:"state"`
+	Renewal   string    `json:"renewal,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
 }
 
@@ -83,6 +85,8 @@ type DeviceFilter struct {
 	State string
 	Alias string
 	Label string // key=value
+	// Renewal is "renewal_pending" or "expiring_soon".
+	Renewal string
 }
 
 // Whoami is who the server takes the caller for.
@@ -115,7 +119,7 @@ func (c *Client) Device(ctx context.Context, name string) (Device, error) {
 // Devices lists the devices of the organisation, in the order they were created.
 func (c *Client) Devices(ctx context.Context, f DeviceFilter) iter.Seq2[Device, error] {
 	q := url.Values{}
-	for key, value := range map[string]string{"state": f.State, "alias": f.Alias, "label": f.Label} {
+	for key, value := range map[string]string{"state": f.State, "alias": f.Alias, "label": f.Label, "renewal": f.Renewal} {
 		if value != "" {
 			q.Set(key, value)
 		}

@@ -65,6 +65,8 @@ type Certificate struct {
 	RevokedAt   *time.Time `json:"revoked_at,omitempty"`
 	Reason      string     `json:"reason,omitempty"`
 	Replaces    string     `json:"replaces,omitempty"`
+	Renewal     string     `json:"renewal,omitempty"`
+	RenewFrom   *time.Time `json:"renew_from,omitempty"`
 	Flags       []string   `json:"flags"`
 }
 

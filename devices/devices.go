@@ -79,6 +79,9 @@ type Credential struct {
 	State     CredentialState         `cbor:"state"`
 	CreatedAt time.Time               `cbor:"created"`
 	ExpiresAt time.Time               `cbor:"expires,omitzero"` // zero: does not expire
+	// Renewal says how near its end it is: "renewal_pending" or "expiring_soon", as the package
+	// of the kind has it; see SetRenewal.
+	Renewal string `cbor:"renewal,omitempty"`
 }
 
 // keepRevoked is how many revoked credentials a record lists, the latest; the
@@ -90,6 +93,12 @@ var table = store.NewTable("device",
 	store.Index[Device]{Name: "state", Counted: true, Terms: func(d Device) []store.Term { return store.Terms(d.Org, string(d.State)) }},
 	store.Index[Device]{Name: "alias", Unique: true, Terms: aliasTerms},
 	store.Index[Device]{Name: "label", Terms: labelTerms},
+	store.Index[Device]{Name: "renewal", Counted: true, Terms: func(d Device) []store.Term {
+		if r := d.Renewal(); r != "" {
+			return store.Terms(d.Org, r)
+		}
+		return nil
+	}},
 )
 
 func aliasTerms(d Device) []store.Term {
@@ -125,6 +134,21 @@ func (d *Device) CredentialsOf(kind identity.CredentialKind) []Credential {
 		}
 	}
 	return list
+}
+
+// Renewal says how near its end the certificate is that the device has for longest, "" if it
+// is not near or there is none.
+func (d *Device) Renewal() string {
+	var last Credential
+	for _, c := range d.Credentials {
+		if c.Kind == identity.Certificate && (c.State == CredentialActive || c.State == CredentialRetiring) && !c.ExpiresAt.Before(last.ExpiresAt) {
+			last = c
+		}
+	}
+	if d.State == Decommissioned {
+		return ""
+	}
+	return last.Renewal
 }
 
 // Alias returns the device's first alias of a kind, "" if it has none.

@@ -171,7 +171,7 @@ func (s *Service) FindIn(_ context.Context, tx store.Tx, org, name string) (Devi
 	return table.GetBy(tx, "alias", store.TermOf(org, name))
 }
 
-// Filter says which devices a list holds. At most one of State and Label
+// Filter says which devices a list holds. At most one of Renewal, State and Label
 // narrows by index; Alias finds one. Name is looked for in what the others leave,
 // a bounded number of devices at a time: pages of it may be short, or empty, and
 // have a next one all the same.
@@ -180,6 +180,8 @@ type Filter struct {
 	Name  string // a part of the name or of an alias, whatever the case
 	Alias string
 	Label [2]string // key and value; both empty for any
+	// Renewal is that of the certificate it has for longest.
+	Renewal string
 }
 
 // List returns a page of the devices of the actor's organisation, in the order
@@ -190,6 +192,8 @@ func (s *Service) List(ctx context.Context, f Filter, r page.Request) (p page.Pa
 		switch {
 		case f.Alias != "":
 			p, err = s.one(ctx, tx, org, f)
+		case f.Renewal != "":
+			p, err = table.PageIf(tx, "renewal", store.TermOf(org, f.Renewal), r, f.matches)
 		case f.Label[0] != "":
 			p, err = table.PageIf(tx, "label", store.TermOf(org, f.Label[0], f.Label[1]), r, f.matches)
 		case f.State != "" && f.Name != "":
@@ -219,7 +223,10 @@ func (s *Service) one(ctx context.Context, tx store.Tx, org string, f Filter) (p
 }
 
 func (f Filter) matches(d Device) bool {
-	if f.State != "" && d.State != f.State {
+	if f.State != "" && d.State != f.State || f.Renewal != "" && d.Renewal() != f.Renewal {
+		return false
+	}
+	if value, has := d.Labels[f.Label[0]]; f.Label[0] != "" && (!has || value != f.Label[1]) {
 		return false
 	}
 	part := strings.ToLower(f.Name)

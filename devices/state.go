@@ -152,6 +152,20 @@ func (s *Service) SetCredential(ctx context.Context, tx store.Tx, deviceID strin
 	})
 }
 
+// SetRenewal notes as part of tx how near its end a credential is. That is no change of the
+// device, and nobody is told.
+func (s *Service) SetRenewal(_ context.Context, tx store.Tx, deviceID string, kind identity.CredentialKind, credentialID, renewal string) error {
+	_, err := table.Update(tx, deviceID, func(d *Device) error {
+		i := d.index(kind, credentialID)
+		if i < 0 {
+			return fault.New(fault.NotFound, "no such credential")
+		}
+		d.Credentials[i].Renewal = renewal
+		return nil
+	})
+	return err
+}
+
 // Revoke ends one credential of a device as part of tx: the next use of it is
 // refused, and open connections it proved are closed. Revoking what is revoked
 // or not there is no error.

@@ -164,8 +164,9 @@ type Reenrollment struct {
 	Delta          *pki.Duration `json:"reenrollment_delta,omitempty"`
 	ExpiredRenewal bool          `json:"enable_expired_renewal"`
 	ExpiredGrace   pki.Duration  `json:"expired_renewal_grace,omitempty"` // 0 is without end
-	Preventive     pki.Duration  `json:"preventive_delta,omitempty"`
-	Critical       pki.Duration  `json:"critical_delta,omitempty"`
+	// How long before its end a certificate is to be renewed, and expires soon; 0 for never.
+	Preventive pki.Duration `json:"preventive_delta,omitempty"`
+	Critical   pki.Duration `json:"critical_delta,omitempty"`
 }
 
 // When the certificate before is revoked.
@@ -183,6 +184,11 @@ func (r *Reenrollment) revoke() string {
 		return revokeNow
 	}
 	return revokeNever
+}
+
+// remind notes in a certificate about to be recorded when it is to be renewed.
+func (r *Reenrollment) remind(c *pki.Certificate) {
+	c.Remind(time.Duration(r.Preventive), time.Duration(r.Critical))
 }
 
 // CADistribution says which certificates /cacerts hands out.
@@ -251,6 +257,12 @@ func (s *Service) check(ctx context.Context, d *DMS) error {
 	oneOf(note, "settings.enrollment_settings.client_certificate_usage", e.Usage, "", "client_auth", "any")
 	r := &d.Settings.Reenrollment
 	oneOf(note, "settings.reenrollment_settings.revoke_previous", r.Revoke, "", revokeNever, revokeOnUse, revokeNow)
+	if r.Preventive < 0 || r.Critical < 0 {
+		note("settings.reenrollment_settings.preventive_delta", "must not be negative, nor critical_delta")
+	}
+	if r.Preventive > 0 && r.Critical > r.Preventive {
+		note("settings.reenrollment_settings.critical_delta", "must not be longer than preventive_delta: it is the later of the two")
+	}
 	if r.EST.AuthMode == "" && e.EST.AuthMode != "" {
 		r.EST.AuthMode = ClientCertificate
 	}

@@ -326,6 +326,7 @@ func (s *Service) bind(ctx context.Context, tx store.Tx, p *plan, record *pki.Ce
 	if p.caller.mode == NoAuth {
 		record.Flags = append(record.Flags, "enrolled without authentication")
 	}
+	p.dms.Settings.Reenrollment.remind(record)
 	for _, old := range p.ends {
 		if _, err := s.PKI.RevokeIn(ctx, tx, string(old), pki.Superseded); err != nil {
 			return err
@@ -636,6 +637,10 @@ func (s *Service) renew(ctx context.Context, d *DMS, csr *x509.CertificateReques
 			return err
 		}
 		record.Replaces = old.Serial
+		d.Settings.Reenrollment.remind(record)
+		if err := s.PKI.RenewedIn(ctx, tx, old.Serial); err != nil {
+			return err
+		}
 		if d.Settings.Reenrollment.revoke() == revokeOnUse {
 			record.Supersedes = []pki.Serial{old.Serial}
 		}

@@ -478,6 +478,38 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// TestWhenToRenew has the deltas of a DMS in the certificates it enrols and renews; what was
+// renewed is not to be renewed any more.
+func TestWhenToRenew(t *testing.T) {
+	f := open(t)
+	f.dms(t, "watched", `{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"ENROLMENT_TOKEN"}},
+		"reenrollment_settings":{"preventive_delta":"31d","critical_delta":"7d"}}`)
+	key := newKey(t)
+	cert := f.do(t, exchange{path: "watched/simpleenroll", body: b64(request(t, key, "pump")), auth: f.token(t, est.NewToken{DMS: "watched"})}).issued(t)
+	stands := func(cert *x509.Certificate) pki.Renewal {
+		t.Helper()
+		if err := f.PKI.Sweep(t.Context(), f.now()); err != nil {
+			t.Fatal(err)
+		}
+		c := must(f.PKI.Certificate(f.ctx, pki.Fingerprint(cert.Raw)))
+		if want := cert.NotAfter.Add(-31 * 24 * time.Hour); !c.RenewFrom.Equal(want) {
+			t.Errorf("to be renewed from %v, want %v", c.RenewFrom, want)
+		}
+		return c.StandingRenewal()
+	}
+	if got := stands(cert); got != "" {
+		t.Errorf("when issued: got %s", got)
+	}
+	f.advance(360 * 24 * time.Hour)
+	if got := stands(cert); got != pki.ExpiringSoon {
+		t.Errorf("near its end: got %q, want expiring_soon", got)
+	}
+	next := f.do(t, exchange{path: "watched/simplereenroll", body: b64(request(t, key, "pump")), chain: chainOf(cert), key: key}).issued(t)
+	if old, got := stands(cert), stands(next); old != "" || got != "" {
+		t.Errorf("renewed: got %q and %q for the old and the new", old, got)
+	}
+}
+
 func TestRenewalRules(t *testing.T) {
 	f := open(t)
 	enrolIn := func(dms, cn string) (*x509.Certificate, *ecdsa.PrivateKey) {

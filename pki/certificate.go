@@ -41,6 +41,9 @@ type Certificate struct {
 	Supersedes  []Serial         `cbor:"supersedes,omitempty"` // to be revoked when this one is first used
 	Replaces    Serial           `cbor:"replaces,omitempty"`   // the one it renews
 	Request     []byte           `cbor:"request,omitempty"`    // recognises the request it answers, if that is repeated
+	RenewFrom   time.Time        `cbor:"renew,omitzero"`       // when it is to be renewed; see Remind
+	CriticalAt  time.Time        `cbor:"critical,omitzero"`    // when that becomes urgent
+	Renewal     Renewal          `cbor:"renewal,omitempty"`    // which of them Sweep has seen pass
 
 	parsed *x509.Certificate // what was just signed
 }
@@ -68,6 +71,25 @@ var certificates = store.NewTable("certificate",
 	store.Index[Certificate]{Name: "fingerprint", Unique: true, Terms: func(c Certificate) []store.Term { return store.Terms(c.Fingerprint) }},
 	store.Index[Certificate]{Name: "key", Terms: func(c Certificate) []store.Term { return store.Terms(c.Org, c.KeyHash) }},
 	store.Index[Certificate]{Name: "expiry", Terms: func(c Certificate) []store.Term { return store.Terms(c.Org, expiryKey(c.NotAfter)) }},
+	// How many end in which hour, for Expiry.
+	store.Index[Certificate]{Name: "hour", Counted: true, Only: true, Terms: func(c Certificate) []store.Term {
+		if c.State == CertRevoked {
+			return nil
+		}
+		return store.Terms(c.Org, hourKey(c.NotAfter))
+	}},
+	store.Index[Certificate]{Name: "due", Terms: func(c Certificate) []store.Term {
+		if at, _ := c.due(); !at.IsZero() {
+			return store.Terms(allDue, expiryKey(at))
+		}
+		return nil
+	}},
+	store.Index[Certificate]{Name: "renewal", Counted: true, Terms: func(c Certificate) []store.Term {
+		if r := c.StandingRenewal(); r != "" {
+			return []store.Term{store.TermOf(c.Org, string(r)), store.TermOf(everyOrg, string(r))}
+		}
+		return nil
+	}},
 )
 
 // expiryKey sorts by time.
@@ -139,7 +161,7 @@ func (s *Service) CertificateIn(ctx context.Context, tx store.Tx, name string) (
 	return s.certificateIn(ctx, tx, name)
 }
 
-// Filter says which certificates a list holds. Of Device, CA and the expiry
+// Filter says which certificates a list holds. Of Device, Renewal, CA and the expiry
 // window one narrows by index, in this order; the rest are looked at one by one.
 type Filter struct {
 	Device        string
@@ -147,6 +169,7 @@ type Filter struct {
 	State         CertificateState
 	DMS           string
 	CommonName    string
+	Renewal       Renewal
 	ExpiresAfter  time.Time
 	ExpiresBefore time.Time
 }
@@ -155,7 +178,7 @@ func (f *Filter) keep(now time.Time) func(Certificate) bool {
 	return func(c Certificate) bool {
 		return (f.Device == "" || c.Device == f.Device) && (f.CA == "" || c.CA == f.CA) &&
 			(f.State == "" || c.StateAt(now) == f.State) && (f.DMS == "" || c.DMS == f.DMS) &&
-			(f.CommonName == "" || c.CommonName == f.CommonName) &&
+			(f.CommonName == "" || c.CommonName == f.CommonName) && (f.Renewal == "" || c.StandingRenewal() == f.Renewal) &&
 			(f.ExpiresAfter.IsZero() || !c.NotAfter.Before(f.ExpiresAfter)) && (f.ExpiresBefore.IsZero() || c.NotAfter.Before(f.ExpiresBefore))
 	}
 }
@@ -164,6 +187,8 @@ func (f *Filter) index(org string) (string, store.Term) {
 	switch {
 	case f.Device != "":
 		return "device", store.TermOf(org, f.Device)
+	case f.Renewal != "":
+		return "renewal", store.TermOf(org, string(f.Renewal))
 	case f.CA != "":
 		return "ca", store.TermOf(string(f.CA))
 	case !f.ExpiresAfter.IsZero() || !f.ExpiresBefore.IsZero():
@@ -220,46 +245,6 @@ func (s *Service) Export(ctx context.Context, f Filter) iter.Seq2[Certificate, e
 			}
 		}
 	}
-}
-
-// ExpiryOverview counts the active certificates of the actor's organisation by
-// when they expire.
-type ExpiryOverview struct {
-	Expired int `json:"expired"`
-	Day     int `json:"within_1d"`
-	Week    int `json:"within_7d"`
-	Month   int `json:"within_30d"`
-	Quarter int `json:"within_90d"`
-	Later   int `json:"later"`
-}
-
-// Expiry returns the overview.
-func (s *Service) Expiry(ctx context.Context) (o ExpiryOverview, err error) {
-	now := s.Now()
-	const day = 24 * time.Hour
-	for c, err := range certificates.All(ctx, s.DB, "expiry", store.TermOf(orgOf(ctx))) {
-		if err != nil {
-			return o, err
-		}
-		if c.State == CertRevoked {
-			continue
-		}
-		switch left := c.NotAfter.Sub(now); {
-		case left < 0:
-			o.Expired++
-		case left < day:
-			o.Day++
-		case left < 7*day:
-			o.Week++
-		case left < 30*day:
-			o.Month++
-		case left < 90*day:
-			o.Quarter++
-		default:
-			o.Later++
-		}
-	}
-	return o, nil
 }
 
 // KeyHolders returns the devices that have a certificate, not revoked, for the

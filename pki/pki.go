@@ -52,6 +52,10 @@ type Service struct {
 	// takes none back; nil for none.
 	Journal *Journal
 
+	// Crossed is told, in the transaction of it, that a certificate is to be renewed or expires
+	// soon, once of each; nil tells nobody.
+	Crossed func(ctx context.Context, tx store.Tx, c Certificate) error
+
 	loaded   sync.Map // CAID → *authority
 	records  store.Memo[CA]
 	shapes   shapes

@@ -1,18 +1,23 @@
 package server
 
 import (
+	"cmp"
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/labstack/echo/v4"
 
+	"keystead/events"
 	"keystead/fault"
 	"keystead/identity"
 	"keystead/pki"
+	"keystead/store"
 )
 
 func (s *Server) certificateRoutes() []route {
@@ -45,6 +50,8 @@ type certificateView struct {
 	RevokedAt    *time.Time           `json:"revoked_at,omitempty"`
 	Reason       string               `json:"reason,omitempty"`
 	Replaces     pki.Serial           `json:"replaces,omitempty"`
+	Renewal      pki.Renewal          `json:"renewal,omitempty"`
+	RenewFrom    *time.Time           `json:"renew_from,omitempty"`
 	Flags        []string             `json:"flags"`
 }
 
@@ -54,16 +61,42 @@ func (s *Server) viewCertificate(c pki.Certificate) certificateView {
 		CommonName: c.CommonName, Fingerprint: c.Fingerprint, Algorithm: c.Algorithm, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
 		IssuedAt: c.IssuedAt, Replaces: c.Replaces, Flags: orEmpty(c.Flags),
 	}
+	v.Renewal = c.StandingRenewal()
+	if !c.RenewFrom.IsZero() {
+		v.RenewFrom = &c.RenewFrom
+	}
 	if !c.RevokedAt.IsZero() {
 		v.RevokedAt, v.Reason = &c.RevokedAt, c.Reason.String()
 	}
 	return v
 }
 
+// certificateEvent is the data of an event of a certificate.
+type certificateEvent struct {
+	Certificate certificateView `json:"certificate"`
+}
+
+// emitRenewal tells that a certificate is to be renewed, or expires soon.
+func (s *Server) emitRenewal(ctx context.Context, tx store.Tx, c pki.Certificate) error {
+	data, err := json.Marshal(certificateEvent{s.viewCertificate(c)})
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	return s.Events.Emit(ctx, tx, events.Event{
+		Org: c.Org, Type: "certificate." + string(c.Renewal), Subj: cmp.Or(c.Device, string(c.Serial)), Data: data,
+	})
+}
+
+var errRenewal = fault.New(fault.Invalid, "renewal must be renewal_pending or expiring_soon")
+
 // certificateFilter reads what narrows a list of certificates.
 func (s *Server) certificateFilter(c echo.Context) (f pki.Filter, err error) {
 	f = pki.Filter{
 		CA: pki.CAID(c.QueryParam("ca")), State: pki.CertificateState(c.QueryParam("state")), DMS: c.QueryParam("dms"), CommonName: c.QueryParam("common_name"),
+		Renewal: pki.Renewal(c.QueryParam("renewal")),
+	}
+	if f.Renewal != "" && !f.Renewal.Valid() {
+		return f, errRenewal
 	}
 	switch f.State {
 	case "", pki.CertActive, pki.CertHold, pki.CertRevoked, pki.CertExpired:

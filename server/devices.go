@@ -11,6 +11,7 @@ import (
 	"keystead/fault"
 	"keystead/identity"
 	"keystead/lwm2m"
+	"keystead/pki"
 )
 
 func (s *Server) deviceRoutes() []route {
@@ -38,6 +39,7 @@ type deviceView struct {
 	Metadata     map[string]string      `json:"metadata"`
 	Comment      string                 `json:"comment"`
 	Profile      string                 `json:"profile,omitempty"`
+	Renewal      string                 `json:"renewal,omitempty"` // of the certificate it has for longest
 	Credentials  []deviceCredentialView `json:"credentials"`
 	Registration *lwm2m.Registration    `json:"registration,omitempty"` // over LwM2M, of one device that is shown
 	CreatedAt    time.Time              `json:"created_at"`
@@ -47,17 +49,18 @@ type deviceView struct {
 type deviceCredentialView struct {
 	CredentialView
 	State     devices.CredentialState `json:"state"`
+	Renewal   string                  `json:"renewal,omitempty"` // how near its end a certificate is
 	CreatedAt time.Time               `json:"created_at"`
 }
 
 func viewDevice(d devices.Device) deviceView {
 	v := deviceView{
-		ID: d.ID, Organisation: d.Org, Name: d.Name, State: d.State, Comment: d.Comment, Profile: d.Profile,
+		ID: d.ID, Organisation: d.Org, Name: d.Name, State: d.State, Comment: d.Comment, Profile: d.Profile, Renewal: d.Renewal(),
 		Aliases: orEmpty(d.Aliases), Labels: orEmptyMap(d.Labels), Metadata: orEmptyMap(d.Metadata),
 		Credentials: make([]deviceCredentialView, len(d.Credentials)), CreatedAt: d.CreatedAt, UpdatedAt: d.UpdatedAt,
 	}
 	for i, c := range d.Credentials {
-		v.Credentials[i] = deviceCredentialView{CredentialView: CredentialView{Kind: c.Kind, ID: c.ID}, State: c.State, CreatedAt: c.CreatedAt}
+		v.Credentials[i] = deviceCredentialView{CredentialView: CredentialView{Kind: c.Kind, ID: c.ID}, State: c.State, Renewal: c.Renewal, CreatedAt: c.CreatedAt}
 		if !c.ExpiresAt.IsZero() {
 			v.Credentials[i].ExpiresAt = &c.ExpiresAt
 		}
@@ -65,13 +68,16 @@ func viewDevice(d devices.Device) deviceView {
 	return v
 }
 
-// listDevices answers with a page; ?state=, ?name=, ?alias= and ?label=key=value narrow it.
+// listDevices answers with a page; ?state=, ?name=, ?alias=, ?renewal= and ?label=key=value narrow it.
 func (s *Server) listDevices(c echo.Context) error {
 	r, err := pageRequest(c)
 	if err != nil {
 		return err
 	}
-	f := devices.Filter{State: devices.State(c.QueryParam("state")), Name: c.QueryParam("name"), Alias: c.QueryParam("alias")}
+	f := devices.Filter{State: devices.State(c.QueryParam("state")), Name: c.QueryParam("name"), Alias: c.QueryParam("alias"), Renewal: c.QueryParam("renewal")}
+	if f.Renewal != "" && !pki.Renewal(f.Renewal).Valid() {
+		return errRenewal
+	}
 	switch f.State {
 	case "", devices.Active, devices.Suspended, devices.Decommissioned:
 	default:

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"runtime"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"keystead/pki"
 	"keystead/store/bolt"
 )
 
@@ -159,9 +161,11 @@ var (
 	descCoAP         = describe("coap_requests_total", "CoAP requests answered, by the class of the answer.", "code")
 	descCoAPRevoked  = describe("coap_sessions_revoked_total", "CoAP sessions closed because a device or credential was ended.")
 	descCoAPPanics   = describe("coap_panics_total", "Panics in handlers of CoAP that were caught.")
+	descRenewals     = describe("certificates_renewal", "Certificates that are to be renewed, and that expire soon, by what their enrolment profiles say.", "state")
 	everyDescription = []*prometheus.Desc{
 		descReady, descSealed, descStoreSize, descStoreFree, descStoreMax, descCommits, descUpdates, descFailed, descCommitTime, descLongestView, descOpenViews,
 		descAudit, descCheckpoint, descTLS, descBackup, descHandshakes, descSessions, descHalfOpen, descDropped, descCoAP, descCoAPRevoked, descCoAPPanics,
+		descRenewals,
 	}
 )
 
@@ -198,6 +202,13 @@ func (r reading) Collect(out chan<- prometheus.Metric) {
 	}
 	if c := r.s.tls.current.Load(); c != nil && c.Leaf != nil {
 		gauge(descTLS, seconds(c.Leaf.NotAfter))
+	}
+	if r.s.PKI != nil {
+		for _, state := range []pki.Renewal{pki.RenewalPending, pki.ExpiringSoon} {
+			if n, err := r.s.PKI.Renewals(context.Background(), state); err == nil { // else it is left out, as it is not known
+				gauge(descRenewals, float64(n), string(state))
+			}
+		}
 	}
 	gauge(descBackup, float64(r.s.lastBackup.Load()))
 	if r.s.CoAP != nil {

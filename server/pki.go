@@ -38,8 +38,9 @@ func (s *Server) buildPKI(ctx context.Context) error {
 	s.closers = append(s.closers, journal.Close)
 	s.PKI = &pki.Service{
 		DB: s.DB, Audit: s.Audit, Devices: s.Devices, Log: s.Log, Now: s.Now, Journal: journal,
-		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")}, Outside: s.outsideStatus(),
+		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")}, Outside: s.outsideStatus(), Crossed: s.emitRenewal,
 	}
+	s.every("certificates", renewalCheck, s.PKI.Sweep)
 	if err := s.openToken(); err != nil {
 		return err
 	}
@@ -167,6 +168,10 @@ func (s *Server) renewCertificate(ctx context.Context, org string) error {
 }
 
 const certificateCheck = time.Hour
+
+// renewalCheck is how often certificates are looked for that are to be renewed by now. The
+// next of them is at hand.
+const renewalCheck = 30 * time.Second
 
 func (s *Server) keepCertificate(ctx context.Context, org string) error {
 	tick := time.NewTicker(certificateCheck)

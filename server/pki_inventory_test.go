@@ -54,3 +54,66 @@ func TestInventoryIsExportedAndCounted(t *testing.T) {
 		t.Errorf("expiry: got %+v, want the two that are not revoked", o)
 	}
 }
+
+// A certificate that is urgently to be renewed from the first is found and counted as such,
+// and webhooks hear of it once.
+func TestCertificatesThatAreToBeRenewedAreTold(t *testing.T) {
+	s := start(t)
+	var hook struct{ ID string }
+	s.call(t, s.admin, http.MethodPost, "/api/v1/webhooks", map[string]any{"url": "https://hooks.example/x", "types": []string{"certificate.*"}}, http.StatusCreated, &hook)
+	s.call(t, s.admin, http.MethodPost, "/api/v1/dms", map[string]any{"id": "urgent", "name": "Urgent", "settings": map[string]any{
+		"enrollment_settings":   map[string]any{"est_rfc7030_settings": map[string]any{"auth_mode": "ENROLMENT_TOKEN"}},
+		"reenrollment_settings": map[string]any{"preventive_delta": "500d", "critical_delta": "400d"},
+	}}, http.StatusCreated, nil)
+	s.call(t, s.admin, http.MethodPost, "/api/v1/dms", map[string]any{"id": "askew", "name": "Askew", "settings": map[string]any{
+		"enrollment_settings":   map[string]any{"est_rfc7030_settings": map[string]any{"auth_mode": "ENROLMENT_TOKEN"}},
+		"reenrollment_settings": map[string]any{"preventive_delta": "7d", "critical_delta": "31d"},
+	}}, http.StatusBadRequest, nil)
+	cert, _ := s.enrolledBy(t, "urgent", "pump-urgent")
+	serial := string(pki.SerialOf(cert.SerialNumber))
+	for range 2 {
+		if err := s.PKI.Sweep(t.Context(), s.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var queued struct {
+		Items []struct{ Type, Subject string }
+	}
+	s.call(t, s.admin, http.MethodGet, "/api/v1/webhooks/"+hook.ID+"/deliveries", nil, http.StatusOK, &queued)
+	var types []string
+	for _, d := range queued.Items {
+		types = append(types, d.Type)
+	}
+	if got := strings.Join(types, " "); got != "certificate.renewal_pending certificate.expiring_soon" {
+		t.Errorf("webhooks hear of %s", got)
+	}
+	if _, metrics := opsGet(t, s.OpsHandler(), "/metrics"); !strings.Contains(metrics, `keystead_certificates_renewal{state="expiring_soon"} 1`) {
+		t.Error("the metrics do not count it")
+	}
+	type page struct {
+		Items []struct{ ID, Serial, Name, Renewal string }
+	}
+	for _, test := range []struct {
+		path string
+		want int
+	}{
+		{"/api/v1/certificates?renewal=expiring_soon", 1},
+		{"/api/v1/certificates?renewal=renewal_pending", 0},
+		{"/api/v1/devices?renewal=expiring_soon", 1},
+		{"/api/v1/devices?renewal=renewal_pending", 0},
+	} {
+		var p page
+		s.call(t, s.admin, http.MethodGet, test.path, nil, http.StatusOK, &p)
+		if len(p.Items) != test.want || test.want > 0 && (p.Items[0].Renewal != "expiring_soon" || p.Items[0].Serial != serial && p.Items[0].Name != "pump-urgent") {
+			t.Errorf("%s: got %+v, want %d", test.path, p.Items, test.want)
+		}
+	}
+	for _, path := range []string{"/api/v1/certificates?renewal=soon", "/api/v1/devices?renewal=soon"} {
+		s.call(t, s.admin, http.MethodGet, path, nil, http.StatusBadRequest, nil)
+	}
+	var o pki.ExpiryOverview
+	s.call(t, s.admin, http.MethodGet, "/api/v1/certificates/expiry", nil, http.StatusOK, &o)
+	if o.ExpiringSoon != 1 || o.RenewalPending != 0 {
+		t.Errorf("expiry: got %+v", o)
+	}
+}

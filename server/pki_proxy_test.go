@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"keystead/config"
+	"keystead/est"
 	"keystead/pki"
 	"keystead/server"
 )
@@ -75,8 +76,13 @@ func csrOf(t *testing.T, key *ecdsa.PrivateKey, cn string) []byte {
 // enrolled is a device with a certificate, from the default DMS.
 func (r *running) enrolled(t *testing.T, cn string) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
+	return r.enrolledBy(t, est.DefaultDMS, cn)
+}
+
+func (r *running) enrolledBy(t *testing.T, dms, cn string) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
 	var token struct{ Token string }
-	r.call(t, r.admin, http.MethodPost, "/api/v1/enrolment-tokens", map[string]any{}, http.StatusCreated, &token)
+	r.call(t, r.admin, http.MethodPost, "/api/v1/enrolment-tokens", map[string]any{"dms": dms}, http.StatusCreated, &token)
 	key := newECKey(t)
 	status, text := r.ask(t, http.MethodPost, "/.well-known/est/simpleenroll", csrOf(t, key, cn), http.Header{"Authorization": {"Bearer " + token.Token}})
 	if status != http.StatusOK {

@@ -32,7 +32,8 @@ type Table[T any] struct {
 type Index[T any] struct {
 	Name    string
 	Unique  bool           // at most one record has a term
-	Counted bool           // keep the number of records with each term, for Count
+	Counted bool           // keep the number of records with each term, for Count and Tally
+	Only    bool           // keep that number only: the index finds no records
 	Terms   func(T) []Term // all of the same number of parts; none leaves the record out
 }
 
@@ -207,6 +208,43 @@ func (t *Table[T]) Count(tx Tx, index string, term Term) (int, error) {
 	}
 	n, _ := binary.Uvarint(b)
 	return int(n), nil //nolint:gosec // G115: a count of records in memory's range
+}
+
+// Tally gives each the terms of the named counted index that begin with the parts of
+// term, without those parts, in order, and how many records have them. It reads in
+// transactions of [MaxScan] terms.
+func (t *Table[T]) Tally(ctx context.Context, db Engine, index string, term Term, each func(rest Term, n int)) error {
+	prefix := t.key("#"+index, string(term), "")
+	type counted struct {
+		rest Term
+		n    int
+	}
+	var after []byte
+	for {
+		var batch []counted
+		err := db.View(ctx, func(tx Tx) error {
+			for e, err := range tx.Scan(prefix, after) {
+				if err != nil {
+					return err
+				}
+				n, _ := binary.Uvarint(e.Value)
+				batch, after = append(batch, counted{Term(e.Key[len(prefix):]), int(n)}), e.Key //nolint:gosec // G115: a count of records in memory's range
+				if len(batch) == MaxScan {
+					break
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, c := range batch {
+			each(c.rest, c.n)
+		}
+		if len(batch) < MaxScan {
+			return nil
+		}
+	}
 }
 
 // Page returns one page of the table, in the order of keys.
@@ -426,6 +464,9 @@ func (t *Table[T]) reindex(tx Tx, i Index[T], key string, before, after []Term) 
 }
 
 func (t *Table[T]) add(tx Tx, i Index[T], term Term, key string) error {
+	if i.Only {
+		return t.count(tx, i, term, +1)
+	}
 	k := t.entry(i, term, key)
 	var value []byte
 	if i.Unique {
@@ -445,6 +486,9 @@ func (t *Table[T]) add(tx Tx, i Index[T], term Term, key string) error {
 }
 
 func (t *Table[T]) drop(tx Tx, i Index[T], term Term, key string) error {
+	if i.Only {
+		return t.count(tx, i, term, -1)
+	}
 	if err := tx.Delete(t.entry(i, term, key)); err != nil {
 		return err
 	}

@@ -4,13 +4,14 @@ import { at, pages, post, query } from "./api.js";
 import { anchor, badge, button, card, choice, copyable, dialog, empty, facts, field, pager, save, table, toast } from "./ui.js";
 import { daysLeft, exact, on, short, when } from "./format.js";
 
-const windows = [["", "Any time left"], ["1d", "Within a day"], ["7d", "Within 7 days"], ["30d", "Within 30 days"], ["90d", "Within 90 days"], ["expired", "Expired"]];
+const windows = [["", "Any time left"], ["1d", "Within a day"], ["7d", "Within 7 days"], ["30d", "Within 30 days"], ["90d", "Within 90 days"], ["expired", "Expired"], ["renewal_pending", "To be renewed"], ["expiring_soon", "Expiring soon"]];
 const states = [["", "Any state"], ["active", "Active"], ["hold", "On hold"], ["revoked", "Revoked"], ["expired", "Expired"]];
 const reasons = ["unspecified", "keyCompromise", "superseded", "cessationOfOperation", "affiliationChanged", "privilegeWithdrawn", "certificateHold"];
 
 function params(q) {
   const p = { state: q.state, ca: q.ca, device: q.device, common_name: q.cn };
-  if (q.window === "expired") p.expires_before = new Date().toISOString().slice(0, 19) + "Z";
+  if (q.window === "renewal_pending" || q.window === "expiring_soon") p.renewal = q.window;
+  else if (q.window === "expired") p.expires_before = new Date().toISOString().slice(0, 19) + "Z";
   else if (q.window) Object.assign(p, { expires_after: new Date().toISOString().slice(0, 19) + "Z", expires_before: q.window });
   return p;
 }
@@ -40,7 +41,7 @@ export async function certificates(ctx) {
     q.device && h("p", { class: "band quiet" }, icon("info"), "Only those of the device ", h("code", {}, short(q.device)), ". ", h("a", { href: ctx.link("certificates") }, "Show all")),
     table("Certificates", [
       { head: "Common name", class: "main", cell: c => h("a", { href: ctx.link(at`certificates/${c.serial}`) }, c.common_name || c.subject || short(c.serial)) },
-      { head: "State", cell: c => [badge(c.state), c.flags.map(f => h("span", { class: "chip warn" }, f.replaceAll("_", " ")))] },
+      { head: "State", cell: c => [badge(c.state), c.renewal && badge(c.renewal), c.flags.map(f => h("span", { class: "chip warn" }, f.replaceAll("_", " ")))] },
       { head: "Expires", class: "tight", cell: c => h("span", { class: c.state === "active" && daysLeft(c.not_after) < 7 ? "loud" : "" }, when(c.not_after)) },
       { head: "CA", class: "clip", cell: c => names.get(c.ca) || c.ca },
       { head: "Device", cell: c => (c.device ? h("a", { href: ctx.link(at`devices/${c.device}`) }, short(c.device)) : h("span", { class: "dim" }, "none")) },
@@ -67,6 +68,7 @@ export async function certificate(ctx) {
       ["device", c.device ? h("a", { href: ctx.link(at`devices/${c.device}`) }, c.device) : "none"],
       ["key", c.algorithm], ["profile", c.profile], c.dms && ["enrolled by", c.dms],
       ["from", exact(c.not_before)], ["until", [exact(c.not_after), " (", when(c.not_after), ")"]],
+      c.renew_from && c.state === "active" && ["to be renewed", [exact(c.renew_from), c.renewal && [" ", badge(c.renewal)]]],
       c.replaces && ["renews", h("a", { href: ctx.link(at`certificates/${c.replaces}`) }, short(c.replaces))],
       c.revoked_at && ["revoked", [exact(c.revoked_at), c.reason && ", " + c.reason]],
       c.flags.length > 0 && ["flags", c.flags.map(f => h("span", { class: "chip warn" }, f.replaceAll("_", " ")))],

@@ -23,7 +23,7 @@ export async function devices(ctx) {
   return h("div", { class: "view" }, h("h1", {}, "Devices"), form,
     table("Devices", [
       { head: "Device", class: "main", cell: d => h("a", { href: ctx.link(at`devices/${d.id}`) }, d.name || short(d.id)) },
-      { head: "State", cell: d => badge(d.state) },
+      { head: "State", cell: d => [badge(d.state), d.renewal && badge(d.renewal)] },
       { head: "Credentials", cell: d => chips(d.credentials) },
       { head: "Alias", class: "clip", cell: d => alias(d) },
       { head: "Labels", class: "clip", cell: d => labels(ctx, d.labels) },
@@ -84,7 +84,7 @@ export async function device(ctx) {
       card("Credentials", {}, table("Credentials of the device", [
         { head: "Kind", cell: c => kind(c.kind) },
         { head: "Id", cell: c => (c.kind === "certificate" && ctx.can("pki:read") ? [h("a", { href: ctx.link(at`certificates/${c.id}`) }, h("code", {}, short(c.id))), " "] : idOf(c.id)) },
-        { head: "State", cell: c => badge(expired(c) ? "expired" : c.state) },
+        { head: "State", cell: c => [badge(expired(c) ? "expired" : c.state), c.renewal && badge(c.renewal)] },
         { head: "Expires", class: "tight", cell: c => (c.expires_at ? when(c.expires_at) : h("span", { class: "dim" }, "never")) },
         { head: "Since", class: "tight", cell: c => on(c.created_at) },
         ctx.can("credentials:write") && { head: "", class: "do", cell: c => c.state !== "revoked" && button("Revoke", () => revoke(ctx, d, c, name), { kind: "small danger-quiet" }) },

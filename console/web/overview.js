@@ -25,6 +25,9 @@ export async function overview(ctx) {
   if (expiry && expiry.within_7d + expiry.within_1d > 0) {
     worries.unshift(worry("warn", many(expiry.within_7d + expiry.within_1d, "certificate") + " within a week of the end", "Devices that do not renew in time are locked out.", ctx.link("certificates", { window: "7d" })));
   }
+  if (expiry && expiry.expiring_soon > 0) {
+    worries.unshift(worry("warn", many(expiry.expiring_soon, "certificate") + " should have been renewed", "Their enrolment profiles say that it is urgent.", ctx.link("certificates", { window: "expiring_soon" })));
+  }
   const open = sessions ? sessions.items.length + (sessions.next ? "+" : "") : null;
 
   return h("div", { class: "view" }, h("h1", {}, "Overview"),

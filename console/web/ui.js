@@ -5,7 +5,7 @@ import { short } from "./format.js";
 
 const tones = {
   active: "good", accepted: "good", approved: "good", enabled: "good", sound: "good", used_up: "quiet",
-  suspended: "warn", pending: "warn", hold: "warn", retiring: "warn", waiting: "warn", paused: "warn", preauthorized: "info", unverified: "warn",
+  suspended: "warn", pending: "warn", hold: "warn", retiring: "warn", waiting: "warn", paused: "warn", preauthorized: "info", renewal_pending: "info", expiring_soon: "warn", unverified: "warn",
   decommissioned: "quiet", revoked: "bad", expired: "bad", rejected: "bad", denied: "bad", disabled: "bad", noauth: "quiet", failed: "bad",
 };
 

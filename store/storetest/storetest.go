@@ -53,6 +53,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Engine) {
 		{"UniqueTermTwiceInOneRecord", testUniqueTwice},
 		{"IndexFollowsTheRecord", testIndex},
 		{"CountsAreOfWhatIsThere", testCounts},
+		{"CountsAreTalliedByTerm", testTally},
 		{"PagesMeetWithoutGapOrOverlap", testPages},
 		{"PagesWhileRecordsComeAndGo", testPagesMoving},
 		{"PageIfStopsLooking", testPageIf},

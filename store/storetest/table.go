@@ -29,6 +29,9 @@ type thing struct {
 
 var things = store.NewTable("thing",
 	store.Index[thing]{Name: "owner", Counted: true, Terms: func(v thing) []store.Term { return store.Terms(v.Owner) }},
+	store.Index[thing]{Name: "size", Counted: true, Only: true, Terms: func(v thing) []store.Term {
+		return store.Terms(v.Owner, strconv.Itoa(len(v.Tags)))
+	}},
 	store.Index[thing]{Name: "serial", Unique: true, Terms: func(v thing) []store.Term {
 		if v.Serial == "" {
 			return nil
@@ -293,6 +296,64 @@ func testIndex(t *testing.T, e store.Engine) {
 		t.Errorf("entries left after Delete: %q", got)
 	}
 }
+
+// testTally counts by terms that no entry is kept for, over more than one transaction.
+func testTally(t *testing.T, e store.Engine) {
+	tally := func(owner string) map[string]int {
+		t.Helper()
+		got, last := map[string]int{}, ""
+		err := things.Tally(t.Context(), e, "size", store.TermOf(owner), func(rest store.Term, n int) {
+			if got[string(rest)] = n; string(rest) <= last {
+				t.Errorf("%q comes after %q", rest, last)
+			}
+			last = string(rest)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	insert(t, e, thing{Key: "a", Owner: "o"}, thing{Key: "b", Owner: "o"}, thing{Key: "c", Owner: "o", Tags: []string{"x"}}, thing{Key: "d", Owner: "op"})
+	if got := tally("o"); !maps.Equal(got, map[string]int{"0": 2, "1": 1}) {
+		t.Errorf("got %v", got)
+	}
+	update(t, e, func(tx store.Tx) error {
+		_, err := things.Delete(tx, "c")
+		if err == nil {
+			_, err = things.Update(tx, "b", func(v *thing) error { v.Tags = []string{"x", "y"}; return nil })
+		}
+		return err
+	})
+	if got := tally("o"); !maps.Equal(got, map[string]int{"0": 1, "2": 1}) {
+		t.Errorf("after a change and a removal: got %v", got)
+	}
+	view(t, e, func(tx store.Tx) error {
+		p, err := things.PageBy(tx, "size", store.TermOf("o"), page.Request{})
+		if err != nil || len(p.Items) != 0 {
+			t.Errorf("an index of counts only has %d entries, %v", len(p.Items), err)
+		}
+		return nil
+	})
+	var want int
+	for n := range store.MaxScan/500 + 1 { // each term its own
+		update(t, e, func(tx store.Tx) error {
+			for i := range 500 {
+				key := fmt.Sprintf("%d-%d", n, i)
+				if err := wide.Insert(tx, key, thing{Key: key}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		want += 500
+	}
+	got := 0
+	if err := wide.Tally(t.Context(), e, "key", store.TermOf("all"), func(_ store.Term, n int) { got += n }); err != nil || got != want {
+		t.Errorf("got %d, %v, want %d", got, err, want)
+	}
+}
+
+var wide = store.NewTable("wide", store.Index[thing]{Name: "key", Counted: true, Only: true, Terms: func(v thing) []store.Term { return store.Terms("all", v.Key) }})
 
 func testCounts(t *testing.T, e store.Engine) {
 	counts := func(want map[string]int) {
