@@ -35,8 +35,8 @@ const (
 
 // cookies makes and checks cookies.
 type cookies struct {
-	macs   sync.Pool // of hash.Hash, made with one key of this process
-	offset uintptr   // of pion's cookie in its connection
+	macs   *macs   // with a key of this process
+	offset uintptr // of pion's cookie in its connection
 }
 
 func newCookies() (*cookies, error) {
@@ -46,7 +46,28 @@ func newCookies() (*cookies, error) {
 	}
 	key := make([]byte, 32)
 	rand.Read(key)
-	return &cookies{offset: at, macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}, nil
+	return &cookies{offset: at, macs: newMACs(key)}, nil
+}
+
+// macs makes HMACs with SHA-256 under one key.
+type macs struct{ pool sync.Pool } // of hash.Hash
+
+func newMACs(key []byte) *macs {
+	return &macs{sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
+}
+
+func (m *macs) of(parts ...[]byte) (sum [sha256.Size]byte) {
+	mac, ok := m.pool.Get().(hash.Hash)
+	if !ok {
+		panic("coapgw: not a hash") // nothing else is in the pool
+	}
+	defer m.pool.Put(mac)
+	mac.Reset()
+	for _, b := range parts {
+		mac.Write(b)
+	}
+	mac.Sum(sum[:0])
+	return sum
 }
 
 // of returns the cookie for a hello from a source in the period of a time.
@@ -61,23 +82,14 @@ func period(at time.Time) (p [8]byte) {
 }
 
 func (c *cookies) in(period [8]byte, from netip.AddrPort, h *hello) (k cookie) {
-	mac, ok := c.macs.Get().(hash.Hash)
-	if !ok {
-		panic("coapgw: not a hash") // nothing else is in the pool
-	}
-	defer c.macs.Put(mac)
-	mac.Reset()
 	var head [26]byte
 	copy(head[:], period[:])
 	addr := from.Addr().As16()
 	copy(head[8:], addr[:])
 	binary.BigEndian.PutUint16(head[24:], from.Port())
-	mac.Write(head[:])
-	mac.Write(h.before) // each of the two tells its own length
-	mac.Write(h.after)
-	var sum [sha256.Size]byte
+	sum := c.macs.of(head[:], h.before, h.after) // each of the latter two tells its own length
 	k[0] = period[7]
-	copy(k[1:], mac.Sum(sum[:0]))
+	copy(k[1:], sum[:])
 	return k
 }
 

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"encoding/gob"
 	"encoding/hex"
@@ -23,7 +21,6 @@ import (
 	"github.com/pion/dtls/v3"
 	"github.com/pion/dtls/v3/pkg/protocol/extension"
 	dtlshandshake "github.com/pion/dtls/v3/pkg/protocol/handshake"
-	"github.com/pion/transport/v5/deadline"
 
 	"keystead/fault"
 	"keystead/identity"
@@ -49,7 +46,7 @@ type handshake struct {
 	in   chan []byte
 	done chan struct{}
 	stop func()
-	read *deadline.Deadline
+	deep bool // the stack of the goroutine that reads has grown; used by it alone
 
 	// Guarded by u.mu.
 	silent      *list.Element // nil once the client has answered our hello
@@ -111,7 +108,7 @@ const (
 func newHandshake(u *udp, from netip.AddrPort, hello *hello, now time.Time) *handshake {
 	h := &handshake{
 		u: u, addr: from, born: now, cookie: cookie(hello.cookie), record: hello.record, suites: hello.suites(u.suites),
-		in: make(chan []byte, 16), done: make(chan struct{}), read: deadline.New(),
+		in: make(chan []byte, 16), done: make(chan struct{}),
 	}
 	h.stop = sync.OnceFunc(func() { close(h.done) })
 	return h
@@ -119,8 +116,11 @@ func newHandshake(u *udp, from netip.AddrPort, hello *hello, now time.Time) *han
 
 // run does the handshake and hands it over.
 func (h *handshake) run() {
+	deepen(0)
 	stats := &h.u.gw.stats
-	conn, err := h.establish()
+	ctx, cancel := context.WithTimeout(h.u.gw.ctx, h.u.gw.HandshakeTimeout)
+	defer cancel()
+	conn, err := h.establish(ctx)
 	h.rest()
 	if err != nil {
 		stats.HandshakesFailed.Add(1)
@@ -138,25 +138,22 @@ func (h *handshake) run() {
 	h.u.mu.Lock()
 	h.u.forget(h)
 	h.u.mu.Unlock()
-	h.stop()
-	if conn != nil {
-		conn.Close() // what it has to say goes nowhere
-	}
+	h.stop() // which ends pion's goroutines: that its connection was closed it would tell nobody
 	clear(h.keyLog.Bytes())
 }
 
-func (h *handshake) establish() (*dtls.Conn, error) {
+func (h *handshake) establish(ctx context.Context) (*dtls.Conn, error) {
 	options := append(slices.Clip(h.u.common),
 		dtls.WithCipherSuites(h.suites...), // pion takes the client's first that is among them; fewer cost less
-		dtls.WithVerifyConnection(h.verify),
+		dtls.WithVerifyConnection(func(s *dtls.State) error { return h.verify(ctx, s) }),
 		dtls.WithKeyLogWriter(&h.keyLog), // in memory, and read below: it is how pion gives the master secret away
 		dtls.WithServerHelloMessageHook(h.serverHello),
 		dtls.WithConnectionIDGenerator(h.connectionID),
-		dtls.WithSessionStore(&resumption{h.u.resume, h}),
+		dtls.WithSessionStore(&resumption{h.u.resume, h, ctx}),
 	)
 	isPSK := func(id dtls.CipherSuiteID) bool { return suites[id].psk }
 	if slices.ContainsFunc(h.suites, isPSK) { // pion wants suites for what it is given
-		options = append(options, dtls.WithPSK(h.secret))
+		options = append(options, dtls.WithPSK(func(hint []byte) ([]byte, error) { return h.secret(ctx, hint) }))
 	}
 	if slices.ContainsFunc(h.suites, func(id dtls.CipherSuiteID) bool { return !isPSK(id) }) {
 		options = append(options, dtls.WithGetCertificate(h.certificateFor))
@@ -166,8 +163,6 @@ func (h *handshake) establish() (*dtls.Conn, error) {
 		return nil, fmt.Errorf("coapgw: dtls: %w", err)
 	}
 	h.conn = conn
-	ctx, cancel := context.WithTimeout(h.u.gw.ctx, h.u.gw.HandshakeTimeout)
-	defer cancel()
 	return conn, conn.HandshakeContext(ctx)
 }
 
@@ -201,11 +196,10 @@ func (h *handshake) takeCertificatePlace() bool {
 // secret is pion's PSK callback. An unknown identity gets a key too, which
 // nobody knows and which is the same each time: so it fails as a wrong key does, in silence,
 // and tells nothing (RFC 4279, 2).
-func (h *handshake) secret(hint []byte) ([]byte, error) {
+func (h *handshake) secret(ctx context.Context, hint []byte) ([]byte, error) {
 	gw := h.u.gw
-	mac := hmac.New(sha256.New, gw.DecoyKey)
-	mac.Write(hint)
-	decoy := mac.Sum(nil) // always: whether an identity is known must not show in the time it takes
+	made := h.u.decoys.of(hint) // always: whether an identity is known must not show in the time it takes
+	decoy := made[:]
 	id := string(hint)
 	if gw.Secret == nil || len(hint) > maxPSKIdentity {
 		return decoy, nil
@@ -215,8 +209,6 @@ func (h *handshake) secret(hint []byte) ([]byte, error) {
 		h.resign()
 		return nil, errors.New("coapgw: failed too often")
 	}
-	ctx, cancel := context.WithTimeout(gw.ctx, lookupTimeout)
-	defer cancel()
 	epoch := gw.Epoch() // before: what is revoked meanwhile is found in verify
 	secret, actor, err := gw.Secret(ctx, id)
 	if err != nil {
@@ -229,17 +221,18 @@ func (h *handshake) secret(hint []byte) ([]byte, error) {
 	return secret, nil
 }
 
-// lookupTimeout bounds what a handshake asks of the store.
+// lookupTimeout bounds the search for whom a handshake proves: a certificate may have to be
+// asked for elsewhere.
 const lookupTimeout = 5 * time.Second
 
 // verify is pion's VerifyConnection: the one place that full and resumed
 // handshakes of every kind pass. A session of a device that is suspended, or by
 // a credential that is revoked, does not come to be.
-func (h *handshake) verify(state *dtls.State) error {
-	return h.resolve(state.CipherSuiteID, state.IdentityHint, state.PeerCertificates)
+func (h *handshake) verify(ctx context.Context, state *dtls.State) error {
+	return h.resolve(ctx, state.CipherSuiteID, state.IdentityHint, state.PeerCertificates)
 }
 
-func (h *handshake) resolve(id dtls.CipherSuiteID, hint []byte, chain [][]byte) error {
+func (h *handshake) resolve(ctx context.Context, id dtls.CipherSuiteID, hint []byte, chain [][]byte) error {
 	h.state = peer{suite: id}
 	if suites[id].psk { // a certificate in a PSK handshake proves nothing
 		h.state.psk = string(hint)
@@ -254,7 +247,7 @@ func (h *handshake) resolve(id dtls.CipherSuiteID, hint []byte, chain [][]byte) 
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(h.u.gw.ctx, lookupTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	h.state.found, err = h.u.gw.resolve(ctx, proof)
 	return err
@@ -434,6 +427,10 @@ func (h *handshake) cidNow() *cid {
 // ReadFrom gives pion the next datagram. A handshake with certificates computes
 // between one call and the next, and takes its turn with the others for that.
 func (h *handshake) ReadFrom(p []byte) (int, net.Addr, error) {
+	if !h.deep {
+		h.deep = true
+		deepen(0)
+	}
 	h.release()
 	select {
 	case b := <-h.in:
@@ -441,8 +438,6 @@ func (h *handshake) ReadFrom(p []byte) (int, net.Addr, error) {
 		return copy(p, b), net.UDPAddrFromAddrPort(h.addr), nil
 	case <-h.done:
 		return 0, nil, io.EOF
-	case <-h.read.Done():
-		return 0, nil, context.DeadlineExceeded
 	}
 }
 
@@ -484,9 +479,19 @@ func (h *handshake) release() {
 	}
 }
 
+// deepen has the stack of the goroutine it is called on grow now, while there is little on it to
+// move: it would grow three times on the way down to a look-up in the store.
+//
+//go:noinline
+func deepen(i byte) byte {
+	var room [10 << 10]byte
+	return room[i]
+}
+
 // WriteTo sends what pion sends, and takes note of it.
 func (h *handshake) WriteTo(p []byte, _ net.Addr) (int, error) {
 	if isHandshake(p, helloVerifyRequest) { // it is answered already
+		deepen(0) // by the goroutine that does the handshake, which begins with this
 		h.u.cookies.expect(h.conn, h.cookie)
 		return len(p), nil
 	}
@@ -518,9 +523,12 @@ func (h *handshake) LocalAddr() net.Addr { return h.u.socket.LocalAddr() }
 // SetDeadline implements net.PacketConn.
 func (h *handshake) SetDeadline(t time.Time) error { return h.SetReadDeadline(t) }
 
-// SetReadDeadline implements net.PacketConn.
+// SetReadDeadline implements net.PacketConn. pion sets one, long past, when the
+// context that it reads in is over, and never reads again.
 func (h *handshake) SetReadDeadline(t time.Time) error {
-	h.read.Set(t)
+	if !t.IsZero() {
+		h.stop()
+	}
 	return nil
 }
 

@@ -519,8 +519,10 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 					n.forget(c.socket.LocalAddr().(*net.UDPAddr).AddrPort()) // and half come back elsewhere
 				}
 				requests.Add(1)
+				began := time.Now()
 				if got := c.insist(c.request(coap.GET, "/whoami", nil, nil)); got == nil || got.Code != coap.Content {
 					failed.Add(1)
+					t.Logf("client %d, round %d: %+v after %v", i, round, got, time.Since(began))
 				}
 			}
 		})

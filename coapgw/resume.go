@@ -2,6 +2,7 @@ package coapgw
 
 import (
 	"container/list"
+	"context"
 	"sync"
 	"time"
 
@@ -104,7 +105,8 @@ func (rs *resumptions) removeElement(e *list.Element) {
 // resumption is the dtls.SessionStore of one handshake.
 type resumption struct {
 	*resumptions
-	h *handshake
+	h   *handshake
+	ctx context.Context //nolint:containedctx // of the handshake
 }
 
 // Set implements dtls.SessionStore.
@@ -121,7 +123,7 @@ func (r *resumption) Get(id []byte) (dtls.Session, error) {
 	}
 	// An abbreviated handshake is over for the client before it is for us.
 	// Who is refused had better know: it gets a full one.
-	if err := r.h.resolve(s.CipherSuiteID, s.IdentityHint, s.PeerCertificates); err != nil {
+	if err := r.h.resolve(r.ctx, s.CipherSuiteID, s.IdentityHint, s.PeerCertificates); err != nil {
 		return dtls.Session{}, r.Del(id)
 	}
 	r.h.offered = s.ID

@@ -22,6 +22,7 @@ type udp struct {
 	common  []dtls.ServerOption // of every handshake
 	suites  []dtls.CipherSuiteID
 	cookies *cookies
+	decoys  *macs // the keys of unknown identities
 	resume  *resumptions
 	rate    buckets
 	storms  storms
@@ -69,7 +70,8 @@ func listenUDP(gw *Gateway, addr string, router *router) (*udp, error) {
 		return nil, err
 	}
 	u := &udp{
-		gw: gw, router: router, socket: socket, cookies: cookies, suites: offered(gw.LegacyCBC),
+		gw: gw, router: router, socket: socket, suites: offered(gw.LegacyCBC),
+		cookies: cookies, decoys: newMACs(gw.DecoyKey),
 		resume:  newResumptions(gw),
 		rate:    buckets{rate: gw.HandshakeRate, burst: gw.HandshakeBurst},
 		cpu:     make(chan struct{}, cores()),
