@@ -51,9 +51,9 @@ type Gateway struct {
 	// DecoyKey is what the keys of unknown identities are made from: 32 bytes,
 	// the same in every run.
 	DecoyKey seal.Secret
-	// Certificate returns the server's certificate for the name a client asks
-	// for, "" if for none. Its key is ECDSA, or DTLS cannot use it.
-	Certificate func(serverName string) (*tls.Certificate, error)
+	// Certificate returns the server's certificate for a transport and the name a client
+	// asks for, "" if for none. Over DTLS it cannot be one with RSA.
+	Certificate func(over identity.Transport, serverName string) (*tls.Certificate, error)
 	// Epoch is devices.Service.Epoch.
 	Epoch func() uint64
 	// Accounts are behind the OCF cloud resources; needed if those are enabled.

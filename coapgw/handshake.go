@@ -174,7 +174,7 @@ func (h *handshake) certificateFor(hello *dtls.ClientHelloInfo) (*tls.Certificat
 		h.resign()
 		return nil, errors.New("coapgw: too many handshakes with certificates")
 	}
-	return h.u.gw.Certificate(hello.ServerName)
+	return h.u.gw.Certificate(identity.CoAPUDP, hello.ServerName)
 }
 
 // takeCertificatePlace keeps half of the places for handshakes by pre-shared key, which cost a

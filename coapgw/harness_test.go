@@ -202,7 +202,7 @@ func newWorld(t testing.TB, set ...func(*coapgw.Gateway)) *world {
 	conf.MaxHalfOpenSource, conf.RequestRate = 1000, 0
 	w.gw = &coapgw.Gateway{
 		Config: conf, Resolver: w.ledger.resolver().Resolve, Secret: w.ledger.secret, DecoyKey: seal.NewSecret(32),
-		Certificate: func(string) (*tls.Certificate, error) { return &server, nil },
+		Certificate: func(identity.Transport, string) (*tls.Certificate, error) { return &server, nil },
 		Epoch:       w.ledger.epoch.Load, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}
 	for _, fn := range set {

@@ -538,12 +538,14 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 	}
 }
 
-// insist makes a request and asks again soon and often, so that a test need not
-// wait as long as a device does. It returns nil if there is no answer at all.
+// insist makes a request and asks again, at first sooner than a device does, and then less and
+// less often: hundreds that go on at that rate keep a busy machine from ever answering. It
+// returns nil if there is no answer at all.
 func (c *client) insist(m *coap.Message) *coap.Message {
-	for range 60 {
+	const soonest, latest = 250 * time.Millisecond, 8 * time.Second
+	for wait := soonest; wait < 60*latest; wait = wait * 3 / 2 {
 		c.write(m)
-		for until := time.Now().Add(250 * time.Millisecond); time.Now().Before(until); {
+		for until := time.Now().Add(min(wait, latest)); time.Now().Before(until); {
 			got := c.read(time.Until(until))
 			if got == nil {
 				break

@@ -66,7 +66,7 @@ func listenTCP(gw *Gateway, addr string) (*tcp, error) {
 		ClientAuth: tls.RequestClientCert, // who may do what is for the resolver to say
 		Time:       gw.Now,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return gw.Certificate(hello.ServerName)
+			return gw.Certificate(identity.CoAPTCP, hello.ServerName)
 		},
 		// Full and resumed handshakes alike come by here. All share this
 		// configuration, and with it the keys of the tickets.

@@ -27,8 +27,11 @@ func (s *Server) buildCoAP(ctx context.Context) error {
 		Resolver: s.resolveCoAP,
 		Secret:   s.pskSecret,
 		DecoyKey: decoy,
-		Certificate: func(name string) (*tls.Certificate, error) {
-			return s.tls.get(&tls.ClientHelloInfo{ServerName: name})
+		Certificate: func(over identity.Transport, name string) (*tls.Certificate, error) {
+			if over == identity.CoAPUDP {
+				return s.tls.datagrams(name)
+			}
+			return s.tls.named(name)
 		},
 		Epoch: s.Devices.Epoch,
 		Log:   s.Log,

@@ -78,9 +78,9 @@ func (s *Server) examine(ctx context.Context) []finding {
 	} else if s.keys.Due(s.Now()) {
 		all[2].State, all[2].Note = degraded, "the data key is due to be followed by a new one: keystead keys rotate"
 	}
-	if c := s.tls.current.Load(); c == nil {
+	if c := s.tls.first(); c == nil {
 		all[3].State, all[3].Note = degraded, "there is none yet"
-	} else if c.Leaf != nil {
+	} else {
 		switch left := c.Leaf.NotAfter.Sub(s.Now()); {
 		case left <= 0:
 			all[3].State, all[3].Note = degraded, "has ended, on "+c.Leaf.NotAfter.Format(time.DateOnly)

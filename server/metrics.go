@@ -200,7 +200,7 @@ func (r reading) Collect(out chan<- prometheus.Metric) {
 		count(descAudit, float64(a.Written()))
 		gauge(descCheckpoint, seconds(a.Published().At))
 	}
-	if c := r.s.tls.current.Load(); c != nil && c.Leaf != nil {
+	if c := r.s.tls.first(); c != nil {
 		gauge(descTLS, seconds(c.Leaf.NotAfter))
 	}
 	if r.s.PKI != nil {

@@ -156,14 +156,14 @@ func (s *Server) firstCAs(ctx context.Context) error {
 
 // renewCertificate takes the server's own certificate, a new one if it is time.
 func (s *Server) renewCertificate(ctx context.Context, org string) error {
-	if s.Config.TLS.Certificate != "" {
-		return nil // one from elsewhere
+	if len(s.Config.TLS.Names) == 0 {
+		return nil // there is one from elsewhere
 	}
 	c, err := s.PKI.ServerCertificate(ctx, org, s.Config.TLS.Names)
 	if err != nil {
 		return err
 	}
-	s.tls.set(c)
+	s.tls.own.Store(c)
 	return nil
 }
 

@@ -15,21 +15,52 @@ import (
 	"keystead/config"
 )
 
-// tlsIdentity is the server's own certificate, the same on every listener. It
-// is swapped whole: a handshake sees the old one or the new one, and open
-// connections keep what they have.
+// tlsIdentity is what the server proves itself with, the same on every listener: a
+// certificate of its own CA, and one from elsewhere if there is one. Each is swapped
+// whole: a handshake sees the old one or the new one, and open connections keep
+// what they have.
 type tlsIdentity struct {
-	current atomic.Pointer[tls.Certificate]
+	own     atomic.Pointer[tls.Certificate]
+	outside atomic.Pointer[tls.Certificate]
 }
 
-func (t *tlsIdentity) set(c *tls.Certificate) { t.current.Store(c) }
-
 // get is a tls.Config's GetCertificate.
-func (t *tlsIdentity) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := t.current.Load(); c != nil {
-		return c, nil
+func (t *tlsIdentity) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return t.named(hello.ServerName)
+}
+
+// named returns the certificate for the name a client asks for (RFC 6066, 3), "" if it asks for
+// none. The one from elsewhere stands for all names but those that only the own one has: devices
+// inside trust the server's CA and know it by another name than the world does.
+func (t *tlsIdentity) named(name string) (*tls.Certificate, error) {
+	own, outside := t.own.Load(), t.outside.Load()
+	switch {
+	case outside == nil && own == nil:
+		return nil, errors.New("server: no certificate yet")
+	case outside == nil:
+		return own, nil
+	case own == nil || name == "" || outside.Leaf.VerifyHostname(name) == nil || own.Leaf.VerifyHostname(name) != nil:
+		return outside, nil
 	}
-	return nil, errors.New("server: no certificate yet")
+	return own, nil
+}
+
+// datagrams is named for DTLS, whose suites here take ECDSA and no RSA.
+func (t *tlsIdentity) datagrams(name string) (*tls.Certificate, error) {
+	c, err := t.named(name)
+	if own := t.own.Load(); err == nil && own != nil && c.Leaf.PublicKeyAlgorithm == x509.RSA {
+		return own, nil
+	}
+	return c, err
+}
+
+// first returns the certificate that ends first, nil if there is none.
+func (t *tlsIdentity) first() *tls.Certificate {
+	own, outside := t.own.Load(), t.outside.Load()
+	if own == nil || outside != nil && outside.Leaf.NotAfter.Before(own.Leaf.NotAfter) {
+		return outside
+	}
+	return own
 }
 
 // config is what the HTTPS listener speaks. Clients are asked for a certificate
@@ -108,13 +139,13 @@ func (s *Server) buildTLS(context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.tls.set(pair)
+	s.tls.outside.Store(pair)
 	s.swapTLS = func() error {
 		pair, err := files.load()
 		if err != nil || pair == nil {
 			return err
 		}
-		s.tls.set(pair)
+		s.tls.outside.Store(pair)
 		s.Log.Info("the server's certificate was changed", slog.Time("not_after", pair.Leaf.NotAfter))
 		return nil
 	}
