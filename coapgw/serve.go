@@ -248,7 +248,8 @@ func (s *session) call(ctx context.Context, route coap.Route, r *coap.Request) o
 	level := slog.LevelDebug
 	if err != nil {
 		out := failure(err)
-		if out.Code.Class() == 5 && fault.KindOf(err) == fault.Internal {
+		_, meant := errors.AsType[*coap.Error](err) // such as a wait for approval
+		if out.Code.Class() == 5 && fault.KindOf(err) == fault.Internal && !meant {
 			level = slog.LevelError
 		}
 		s.gw.Log.Log(ctx, level, "coap request", slog.String("method", r.Method.String()), slog.String("path", route.Path), slog.String("code", out.Code.String()),

@@ -26,6 +26,7 @@ type session struct {
 	conn   *dtls.Conn
 	socket net.PacketConn
 	mid    uint16
+	acks   int // empty acknowledgements that came
 }
 
 // withPSK has a session prove itself with a pre-shared key.

@@ -151,6 +151,9 @@ func (s *Service) coapKeygen(certificate coap.Format) coap.Handler {
 	}
 }
 
+// noAttrs is a CsrAttrs that asks for nothing: an empty sequence.
+var noAttrs = []byte{0x30, 0x00}
+
 func (s *Service) coapAttrs(ctx context.Context, r *coap.Request) (coap.Response, error) {
 	if _, err := accepted(r, coap.CSRAttrs); err != nil {
 		return coap.Response{}, err
@@ -158,6 +161,9 @@ func (s *Service) coapAttrs(ctx context.Context, r *coap.Request) (coap.Response
 	attrs, err := s.CSRAttrs(ctx, r.Var("label"))
 	if err != nil {
 		return coap.Response{}, err
+	}
+	if len(attrs) == 0 {
+		attrs = noAttrs // CoAP has no 204 for what is there and empty
 	}
 	return coap.Response{Code: coap.Content, Format: coap.CSRAttrs, Body: attrs}, nil
 }
