@@ -135,7 +135,13 @@ func TestLibcoap(t *testing.T) {
 		check("get of it in small blocks", run(append(key, "-b", "64", url+"/big")...), string(largeBody))
 		check("get of it over TLS", run(append(cert, tcp+"/big")...), string(largeBody))
 		check("a request that takes its time", run(append(key, url+"/slow")...), "at last")
-		check("a non-confirmable request", run(append(key, "-N", url+"/text")...), "one")
+		non := ""
+		for range 3 { // nobody repeats one that is lost
+			if non = run(append(key, "-N", url+"/text")...); non != "" {
+				break
+			}
+		}
+		check("a non-confirmable request", non, "one")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -24,9 +25,14 @@ type tlsIdentity struct {
 	outside atomic.Pointer[tls.Certificate]
 }
 
-// get is a tls.Config's GetCertificate.
+// get is a tls.Config's GetCertificate. A client that connects to an address sends no name,
+// and is shown what stands for the address it has reached.
 func (t *tlsIdentity) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return t.named(hello.ServerName)
+	name := hello.ServerName
+	if name == "" && hello.Conn != nil {
+		name, _, _ = net.SplitHostPort(hello.Conn.LocalAddr().String()) // none is none
+	}
+	return t.named(name)
 }
 
 // named returns the certificate for the name a client asks for (RFC 6066, 3), "" if it asks for

@@ -63,7 +63,7 @@ func TestCertificateIsSwappedWithoutDroppingAConnection(t *testing.T) {
 	serve(t, s.Server)
 	at := s.Addresses()["https"]
 	dial := func() (*tls.Conn, error) {
-		c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(t.Context(), "tcp", at)
+		c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"}}).DialContext(t.Context(), "tcp", at)
 		if err != nil {
 			return nil, err
 		}
