@@ -90,7 +90,15 @@ type hashing struct {
 	slots   chan struct{}
 	waiting atomic.Int32
 	dummy   string // of no password, for accounts that have none
+	idKey   IDKey
 }
+
+// IDKey computes argon2id as [argon2.IDKey] does.
+type IDKey func(password, salt []byte, passes, memory uint32, threads uint8, length uint32) []byte
+
+// HashWith has passwords hashed by f, and not in this process. Call it before the
+// service is used.
+func (s *Service) HashWith(f IDKey) { s.hashes.idKey = f }
 
 // maxWaiting is how many may wait for a slot; more are turned away.
 const maxWaiting = 20
@@ -100,7 +108,8 @@ func (h *hashing) start(atOnce int) {
 		atOnce = max(1, runtime.NumCPU()/2) // the rest is for everybody who has logged in already
 	}
 	h.slots = make(chan struct{}, atOnce)
-	h.dummy = phc(rand.Text())
+	h.idKey = argon2.IDKey
+	h.dummy = h.phc(rand.Text())
 }
 
 // enter waits for a slot.
@@ -126,7 +135,7 @@ func (h *hashing) make(ctx context.Context, password string) (string, error) {
 		return "", err
 	}
 	defer h.leave()
-	return phc(password), nil
+	return h.phc(password), nil
 }
 
 // matches reports whether password is the one of a PHC string. With "" for the
@@ -160,14 +169,14 @@ func (h *hashing) matches(ctx context.Context, password, want string) (bool, err
 	if err != nil || len(tag) != argonTag {
 		return false, fmt.Errorf("accounts: tag of a password hash: %w", err)
 	}
-	got := argon2.IDKey([]byte(norm.NFKC.String(password)), salt, passes, memory, threads, argonTag)
+	got := h.idKey([]byte(norm.NFKC.String(password)), salt, passes, memory, threads, argonTag)
 	return subtle.ConstantTimeCompare(got, tag) == 1 && known, nil
 }
 
-func phc(password string) string {
+func (h *hashing) phc(password string) string {
 	salt := make([]byte, argonSalt)
 	rand.Read(salt) // never fails, never short
-	tag := argon2.IDKey([]byte(norm.NFKC.String(password)), salt, argonTime, argonMemory, argonThreads, argonTag)
+	tag := h.idKey([]byte(norm.NFKC.String(password)), salt, argonTime, argonMemory, argonThreads, argonTag)
 	enc := base64.RawStdEncoding
 	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", argonMemory, argonTime, argonThreads, enc.EncodeToString(salt), enc.EncodeToString(tag))
 }

@@ -18,6 +18,7 @@ import (
 // commands is every command, a line per file.
 var commands = []func(*app) *cobra.Command{
 	serveCommand,
+	hashCommand,
 	whoamiCommand,
 	loginCommand,
 	logoutCommand,

@@ -10,12 +10,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"keystead/argon"
 	"keystead/config"
 	"keystead/server"
 	"keystead/store"
@@ -42,6 +44,9 @@ in flight end; a second one does not wait.`,
 				return serving(err)
 			}
 			s.Version = thisVersion().Version
+			if program := ownProgram(); program != "" {
+				s.HashElsewhere(program, hashWord)
+			}
 			if err := s.Listen(cmd.Context()); err != nil {
 				s.Close()
 				return serving(err)
@@ -50,6 +55,29 @@ in flight end; a second one does not wait.`,
 			return serving(s.Run(cmd.Context()))
 		},
 	}
+}
+
+// hashWord is the command that hashes passwords for a server.
+const hashWord = "hash"
+
+func hashCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:    hashWord,
+		Short:  "Hash passwords for a server, which starts this by itself",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   func(*cobra.Command, []string) error { return argon.Serve(a.stdin, a.stdout) },
+	}
+}
+
+// ownProgram is the path of this program, even after another was put in its place.
+// It is empty in programs that have this package in them and are not Keystead: tests.
+func ownProgram() string {
+	info, ok := debug.ReadBuildInfo()
+	if _, err := os.Stat("/proc/self/exe"); !ok || err != nil || info.Path != "keystead" {
+		return ""
+	}
+	return "/proc/self/exe"
 }
 
 // config reads the configuration that the flags and the environment name.

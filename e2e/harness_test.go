@@ -482,6 +482,26 @@ func (s *server) status(key string) int {
 // rss is the resident memory of the server, in bytes.
 func (s *server) rss() int { s.t.Helper(); return s.status("VmRSS") * 1024 }
 
+// children are the processes the server has started.
+func (s *server) children() (pids []int) {
+	s.t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", s.cmd.Process.Pid))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, path := range threads {
+		b, _ := os.ReadFile(path) // a thread may have ended
+		for word := range strings.FieldsSeq(string(b)) {
+			pid, err := strconv.Atoi(word)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // metric reads a value of /metrics; name has the labels, if any, as they stand there.
 func (s *server) metric(name string) float64 {
 	s.t.Helper()

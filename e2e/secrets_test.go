@@ -124,6 +124,9 @@ func TestNoSecretIsLeftAnywhere(t *testing.T) {
 	h := &handedOut{t: t}
 	c := s.https()
 	s.useAccounts(h, c)
+	for _, pid := range s.children() { // which hash passwords
+		s.eventually("the memory of a process that hashes to have no secret", func() bool { return s.inMemory(h, pid) == nil })
+	}
 	s.useOAuth(h, c)
 	s.useDevices(h, c)
 	c.CloseIdleConnections()
@@ -174,22 +177,29 @@ func TestNoSecretIsLeftAnywhere(t *testing.T) {
 		}
 	}
 
-	// Its memory, when what it let go of has been collected.
+	// Its memory, when what it let go of has been collected: what a connection used that
+	// was closed only now is garbage later.
 	collections := func() float64 { return s.metric("go_gc_duration_seconds_count") }
-	from := collections()
-	s.eventually("three collections of garbage", func() bool { return collections() >= from+3 })
-	for _, f := range s.inMemory(h) {
-		if what, _, _ := strings.Cut(f, " as "); inUse[what] == "" {
-			t.Errorf("its memory has %s", f)
+	var left []string
+	for range 5 {
+		from := collections()
+		s.eventually("three collections of garbage", func() bool { return collections() >= from+3 })
+		left = slices.DeleteFunc(s.inMemory(h, s.cmd.Process.Pid), func(f string) bool {
+			what, _, _ := strings.Cut(f, " as ")
+			return inUse[what] != ""
+		})
+		if len(left) == 0 {
+			return
 		}
 	}
+	t.Errorf("its memory has %s", strings.Join(left, ", "))
 }
 
-// inMemory returns which secrets are in the writable memory of the server, which is
+// inMemory returns which secrets are in the writable memory of a process, which is
 // what a core has that the files have not.
-func (s *server) inMemory(h *handedOut) (found []string) {
+func (s *server) inMemory(h *handedOut, pid int) (found []string) {
 	s.t.Helper()
-	proc := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
+	proc := fmt.Sprintf("/proc/%d/", pid)
 	maps, err := os.Open(proc + "maps")
 	if err != nil {
 		s.t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 
 	"keystead/accesskeys"
 	"keystead/accounts"
+	"keystead/argon"
 	"keystead/audit"
 	"keystead/authsets"
 	"keystead/coapgw"
@@ -172,6 +173,14 @@ func (s *Server) PlainHandler() http.Handler { return s.mount(s.publicPKIRoutes(
 // OpsHandler returns what the operations listener serves.
 func (s *Server) OpsHandler() http.Handler {
 	return s.mount(s.opsRoutes())
+}
+
+// HashElsewhere has passwords hashed in processes that run command, which is this
+// program with [argon.Serve] to do. Call it before Run.
+func (s *Server) HashElsewhere(command ...string) {
+	pool := &argon.Pool{Command: command, Idle: time.Minute, Log: s.Log}
+	s.Accounts.HashWith(pool.IDKey)
+	s.closers = append(s.closers, pool.Close)
 }
 
 // Handler returns what the HTTPS listener serves.
