@@ -191,6 +191,19 @@ func TestCommonNameThatIsAThingsKey(t *testing.T) {
 	s.certificateNamedFor(thing.Key, "named")
 	s.certificateNamedFor("tk_0000000000000000000000000000000000000000", "wrong")
 	s.cli("ca", "import", s.path("own.crt"))
+
+	// None is made here: it would publish the key.
+	s.request("asks", "/CN="+thing.Key)
+	if body, code := s.est("/.well-known/est/simpleenroll", "asks", "-u", "u:"+s.token(`{}`)); code != 400 || !strings.Contains(body, "name the thing by its id") {
+		t.Errorf("enrolled with a thing's key for a name: %d %s, want 400", code, body)
+	}
+	s.sh("openssl req -in asks.csr -inform DER -out asks.pem")
+	sign, _ := json.Marshal(map[string]string{"csr": readText(t, s.path("asks.pem"))}) //nolint:errchkjson // of strings
+	var cas struct{ Items []struct{ ID string } }
+	s.decode(s.rest("GET", "/api/v1/cas", "", 200), &cas)
+	s.rest("POST", "/api/v1/cas/"+cas.Items[0].ID+"/sign", string(sign), 400)
+	s.cliFails(1, "cert", "issue", "--server", thing.Key)
+
 	who := func(args ...string) (string, int) {
 		return s.curl(append([]string{"--cert", s.path("named.crt"), "--key", s.path("named.key"), s.url("/api/v1/whoami")}, args...)...)
 	}

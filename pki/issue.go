@@ -7,6 +7,8 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"log/slog"
 	"math/big"
@@ -114,6 +116,9 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 	if err := p.subject(); err != nil {
 		return err
 	}
+	if err := s.noSecret(ctx, t.subject); err != nil {
+		return err
+	}
 	if err := p.extensions(s.PublicHTTP); err != nil {
 		return err
 	}
@@ -168,6 +173,34 @@ func (p *Prepared) subject() error {
 	}
 	if r.Profile.Kind == IDevID && !strings.Contains(string(p.t.subject), string(mustMarshal(oidAttrSerialNumber))) {
 		return fault.New(fault.Invalid, "an IDevID needs a serialNumber in its subject (IEEE 802.1AR); add it to the request")
+	}
+	return nil
+}
+
+// noSecret refuses a subject that has a device's secret in it, as Mainflux names
+// certificates: whoever sees the certificate could be the device.
+func (s *Service) noSecret(ctx context.Context, subject []byte) error {
+	if s.IsSecret == nil {
+		return nil
+	}
+	var names pkix.RDNSequence
+	if _, err := asn1.Unmarshal(subject, &names); err != nil {
+		return fault.Wrap(fault.Invalid, err, "the subject is not a name")
+	}
+	for _, set := range names {
+		for _, attribute := range set {
+			name, ok := attribute.Value.(string)
+			if !ok {
+				continue
+			}
+			secret, err := s.IsSecret(ctx, name)
+			if err != nil {
+				return err
+			}
+			if secret {
+				return fault.New(fault.Invalid, "the subject has the key of a thing in it, which the certificate would make public; name the thing by its id")
+			}
+		}
 	}
 	return nil
 }

@@ -45,6 +45,10 @@ type Service struct {
 	// what is issued.
 	PublicHTTP string
 
+	// IsSecret reports whether a name is one that a device proves itself with, which
+	// a certificate would make public; nil where there are none.
+	IsSecret func(ctx context.Context, name string) (bool, error)
+
 	// Outside looks up certificates of CAs that are not here; nil asks nobody.
 	Outside *Outside
 

@@ -38,7 +38,7 @@ func (s *Server) buildPKI(ctx context.Context) error {
 	s.closers = append(s.closers, journal.Close)
 	s.PKI = &pki.Service{
 		DB: s.DB, Audit: s.Audit, Devices: s.Devices, Log: s.Log, Now: s.Now, Journal: journal,
-		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")}, Outside: s.outsideStatus(), Crossed: s.emitRenewal,
+		Keys: &pki.SealedKeys{DB: s.DB, Box: s.keys.Box("ca")}, Outside: s.outsideStatus(), Crossed: s.emitRenewal, IsSecret: s.Things.Holds,
 	}
 	s.every("certificates", renewalCheck, s.PKI.Sweep)
 	if err := s.openToken(); err != nil {

@@ -266,6 +266,24 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 	return a, nil
 }
 
+// Holds reports whether text is an internal key of a thing, whatever state the
+// thing is in.
+func (s *Service) Holds(ctx context.Context, text string) (held bool, err error) {
+	if len(text) < MinInternal || len(text) > MaxInternal {
+		return false, nil
+	}
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		switch _, err := keyTable.GetBy(tx, "mac", store.TermOf(string(s.mac(Internal, text)))); {
+		case err == nil:
+			held = true
+		case !fault.Is(err, fault.NotFound):
+			return err
+		}
+		return nil
+	})
+	return held, err
+}
+
 // prove returns the thing that a key of one of the kinds proves now: from memory, if
 // it was looked up since anything was last taken away from any device.
 func (s *Service) prove(ctx context.Context, kinds []Kind, text string) (a identity.Actor, err error) {
