@@ -35,7 +35,7 @@ func (s *Service) OpenKeySession(ctx context.Context, text string, from netip.Ad
 			return err
 		}
 		x.Epoch = u.Epoch
-		if err := sessionTable.Insert(tx, x.ID, x); err != nil {
+		if err := s.beginSession(tx, x); err != nil {
 			return err
 		}
 		return s.note(identity.NewContext(ctx, a), tx, a.Org, "key.login", x.Key, map[string]string{"user": a.ID})

@@ -1,6 +1,7 @@
 package accounts
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -215,6 +216,7 @@ var sessionTable = store.NewTable("session",
 const (
 	sessionKind = "session"
 	sessionTTL  = 12 * time.Hour
+	maxSessions = 32 // of a user; the oldest ends for one more
 )
 
 // OpenSession returns the value of a cookie for a user who has just logged in.
@@ -222,8 +224,25 @@ func (s *Service) OpenSession(ctx context.Context, u User, factor time.Time) (se
 	now := s.Now().UTC()
 	t := seal.NewTicket(sessionKind, id.New(now))
 	x := session{ID: t.ID, User: u.ID, Hash: t.Hash(), Epoch: u.Epoch, Factor: factor, Created: now, Expires: now.Add(sessionTTL)}
-	err := s.DB.Update(ctx, func(tx store.Tx) error { return sessionTable.Insert(tx, x.ID, x) })
+	err := s.DB.Update(ctx, func(tx store.Tx) error { return s.beginSession(tx, x) })
 	return t.Text(), x.Expires, err
+}
+
+// beginSession records a session. A user who has as many as there may be loses the
+// oldest: whoever can log in cannot fill the store, and is not locked out.
+func (s *Service) beginSession(tx store.Tx, x session) error {
+	list, err := all(tx, sessionTable, "user", store.TermOf(x.User))
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(list, func(a, b session) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
+	for _, old := range list[:max(0, len(list)-(maxSessions-1))] {
+		if _, err := sessionTable.Delete(tx, old.ID); err != nil {
+			return err
+		}
+		s.moved(tx)
+	}
+	return sessionTable.Insert(tx, x.ID, x)
 }
 
 // CloseSession ends the session the actor came by.

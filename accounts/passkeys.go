@@ -405,6 +405,38 @@ func (s *Service) RemovePasskey(ctx context.Context, userID, passkeyID string) e
 	})
 }
 
+// ResetFactors takes all second factors of a user away, passkeys, authenticator app
+// and recovery codes, for one who has lost them; for platform administrators, with
+// a fresh second factor of their own. All login keys and sessions of the user end.
+func (s *Service) ResetFactors(ctx context.Context, userID string) error {
+	a := identity.FromContext(ctx)
+	if err := interactive(a); err != nil {
+		return err
+	}
+	if !a.May(identity.Platform) {
+		return fault.New(fault.Forbidden, "only a platform administrator resets the second factor of others")
+	}
+	if err := s.fresh(ctx); err != nil {
+		return err
+	}
+	return s.DB.Update(ctx, func(tx store.Tx) error {
+		u, err := userTable.Get(tx, userID)
+		if err != nil {
+			return err
+		}
+		if !u.Factors {
+			return fault.New(fault.Conflict, "the user has no second factor")
+		}
+		if err := dropFactorsOf(tx, userID); err != nil {
+			return err
+		}
+		if err := s.note(ctx, tx, "", "second_factor.reset", userID, nil); err != nil {
+			return err
+		}
+		return s.setFactors(ctx, tx, userID, false)
+	})
+}
+
 // BeginLogIn asks whoever it is for a passkey that verifies its user, who then
 // needs no password. The question is the same for everybody.
 func (s *Service) BeginLogIn(context.Context) (Ceremony, error) {

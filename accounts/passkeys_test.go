@@ -20,8 +20,10 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"keystead/accounts"
+	"keystead/audit"
 	"keystead/fault"
 	"keystead/identity"
+	"keystead/page"
 )
 
 // authenticator is a software one, which lies where it is told to.
@@ -511,6 +513,89 @@ func TestAPasskeyAndAnApp(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.mustLogIn(t, annsPassword)
+}
+
+// An administrator lets somebody in again who has lost everything but the password.
+func TestALostSecondFactorIsReset(t *testing.T) {
+	w := newWorld(t, withTokens, withName)
+	u := w.ann(t)
+	a := newAuthenticator(t)
+	w.addPasskey(t, w.me(t, w.mustLogIn(t, annsPassword)), a)
+	c, err := w.BeginLogIn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, factor, err := w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hers := w.keyOf(t, got, factor)
+	begun, err := w.BeginTOTP(w.me(t, hers))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.ConfirmTOTP(w.me(t, hers), totp(t, string(begun.Secret), w.clock())); err != nil {
+		t.Fatal(err)
+	}
+
+	wantKind(t, "by herself", w.ResetFactors(w.as(t, u.ID, "", identity.NoRole), u.ID), fault.Forbidden)
+	key, err := w.bearer(t.Context(), string(w.first.APIKey), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, "by an administrator's API key", w.ResetFactors(identity.NewContext(t.Context(), key), u.ID), fault.Forbidden)
+	wantKind(t, "of nobody", w.ResetFactors(w.admin(t), "01890a5d-ac96-774b-bcce-b302099a8057"), fault.NotFound)
+	wantKind(t, "of who has none", w.ResetFactors(w.admin(t), w.first.User.ID), fault.Conflict)
+	if err := w.ResetFactors(w.admin(t), u.ID); err != nil {
+		t.Fatal(err)
+	}
+	login := w.mustLogIn(t, annsPassword)
+	if list, err := w.Passkeys(w.me(t, login), u.ID); err != nil || len(list) != 0 {
+		t.Errorf("afterwards there are the passkeys %+v, %v", list, err)
+	}
+	wantKind(t, "a login from before", second(w.bearer(t.Context(), hers, "")), fault.Unauthenticated)
+	if c, err = w.BeginLogIn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	wantKind(t, "the passkey that was lost", err, fault.Unauthenticated)
+	p, err := w.Audit.Search(w.admin(t), audit.Filter{Action: "second_factor.reset", Everyone: true}, page.Request{})
+	if err != nil || len(p.Items) != 1 || p.Items[0].Target != u.ID || p.Items[0].Actor.ID != w.first.User.ID {
+		t.Errorf("the trail has %+v, %v; want who reset whose", p.Items, err)
+	}
+}
+
+// A browser after the other: the oldest session ends for the one too many, and no
+// other user's.
+func TestAUserHasOnlySoManySessions(t *testing.T) {
+	w := newWorld(t, withTokens)
+	u := w.ann(t)
+	admin, _, err := w.OpenSession(t.Context(), w.first.User, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 32
+	var cookies []string
+	for range most + 2 {
+		c, _, err := w.OpenSession(t.Context(), u, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cookies = append(cookies, string(c))
+		w.pass(time.Second)
+	}
+	in := func(cookie string) error {
+		_, err := w.Resolve(t.Context(), identity.Proof{Scheme: "Session", Value: cookie, Remote: here, Transport: identity.HTTPS})
+		return err
+	}
+	for i, c := range cookies {
+		if got, want := in(c) == nil, i >= 2; got != want {
+			t.Errorf("session %d of %d is good: %v, want %v", i+1, len(cookies), got, want)
+		}
+	}
+	if err := in(string(admin)); err != nil {
+		t.Errorf("the session of another user: %v", err)
+	}
 }
 
 func FuzzAuthenticatorAnswers(f *testing.F) {

@@ -15,7 +15,9 @@ func userCommand(a *app) *cobra.Command {
 		userList(a), userCreate(a), userInvite(a), userRecover(a),
 		userAct(a, "enable", "Let an account be used again", (*client.Client).EnableUser),
 		userAct(a, "disable", "Refuse an account and its every key, from now on", (*client.Client).DisableUser),
-		userAct(a, "delete", "Remove an account with its keys and memberships", (*client.Client).DeleteUser))
+		userAct(a, "delete", "Remove an account with its keys and memberships", (*client.Client).DeleteUser),
+		group("passkey", "The passkeys of a user; ending one takes a login", passkeyList(a), passkeyDelete(a)),
+		userResetFactor(a))
 }
 
 var userColumns = []column[client.User]{
@@ -136,6 +138,85 @@ func (a *app) recoverUser(cmd *cobra.Command, c *client.Client, u client.User) e
 		{name: "link", cell: func(r client.Recovery) string { return r.Link }},
 		{name: "expires", cell: func(r client.Recovery) string { return when(r.ExpiresAt) }},
 	})
+}
+
+var passkeyColumns = []column[client.Passkey]{
+	{name: "id", cell: func(p client.Passkey) string { return p.ID }},
+	{name: "name", cell: func(p client.Passkey) string { return p.Name }},
+	{name: "created", cell: func(p client.Passkey) string { return when(p.CreatedAt) }},
+	{name: "last used", cell: func(p client.Passkey) string {
+		if p.LastUsedAt == nil {
+			return "never"
+		}
+		return when(*p.LastUsedAt)
+	}},
+}
+
+func passkeyList(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list USER",
+		Short: "List the passkeys of a user, by id or address",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			u, err := findUser(cmd, c, args[0])
+			if err != nil {
+				return err
+			}
+			list, err := c.Passkeys(cmd.Context(), u.ID)
+			if err != nil {
+				return err
+			}
+			return printList(a, func(yield func(client.Passkey, error) bool) {
+				for _, p := range list {
+					if !yield(p, nil) {
+						return
+					}
+				}
+			}, passkeyColumns)
+		}),
+	}
+}
+
+func passkeyDelete(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "delete USER ID",
+		Short: "End a passkey of a user; log in for it, with a second factor if you have one",
+		Args:  cobra.ExactArgs(2),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			u, err := findUser(cmd, c, args[0])
+			if err != nil {
+				return err
+			}
+			if err := c.DeletePasskey(cmd.Context(), u.ID, args[1]); err != nil {
+				return err
+			}
+			a.done("the passkey is ended")
+			return nil
+		}),
+	}
+}
+
+func userResetFactor(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "reset-second-factor USER",
+		Short: "Take passkeys, authenticator app and recovery codes from a user who has lost them",
+		Long: `Take all second factors from a user who has lost them: passkeys, authenticator app and
+recovery codes. Its logins end, and it logs in with its password alone until it sets one
+up again. Be sure who asks. It is for a platform administrator who has logged in
+(keystead login), with a second factor if it has one; the audit trail has it.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			u, err := findUser(cmd, c, args[0])
+			if err != nil {
+				return err
+			}
+			if err := c.ResetSecondFactor(cmd.Context(), u.ID); err != nil {
+				return err
+			}
+			a.done("%s has no second factor any more", args[0])
+			return nil
+		}),
+	}
 }
 
 type userAction func(c *client.Client, ctx context.Context, id string) error

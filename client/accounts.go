@@ -180,6 +180,36 @@ func (c *Client) RecoverUser(ctx context.Context, id string) (Recovery, error) {
 	return Do[Recovery](ctx, c, http.MethodPost, Path("users", id, "recovery-key"), nil, nil)
 }
 
+// Passkey is a passkey of a user.
+type Passkey struct {
+	ID         string     `json:"id"`
+	Name       string     `json:"name"`
+	Synced     bool       `json:"synced"`
+	CreatedAt  time.Time  `json:"created_at"`
+	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
+}
+
+// Passkeys returns the passkeys of a user, oldest first.
+func (c *Client) Passkeys(ctx context.Context, user string) ([]Passkey, error) {
+	v, err := Do[struct {
+		Passkeys []Passkey `json:"passkeys"`
+	}](ctx, c, http.MethodGet, Path("users", user, "passkeys"), nil, nil)
+	return v.Passkeys, err
+}
+
+// DeletePasskey ends a passkey of a user; it takes a login.
+func (c *Client) DeletePasskey(ctx context.Context, user, id string) error {
+	_, err := Do[struct{}](ctx, c, http.MethodDelete, Path("users", user, "passkeys", id), nil, nil)
+	return err
+}
+
+// ResetSecondFactor takes all second factors of a user away; it takes the login of
+// a platform administrator.
+func (c *Client) ResetSecondFactor(ctx context.Context, user string) error {
+	_, err := Do[struct{}](ctx, c, http.MethodDelete, Path("users", user, "second-factor"), nil, nil)
+	return err
+}
+
 // Invite is what lets somebody in, with the link to hand over where no mail is sent.
 type Invite struct {
 	ID        string    `json:"id"`

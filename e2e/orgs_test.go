@@ -110,7 +110,7 @@ var isolated = []struct {
 	{regexp.MustCompile(` /api/management/v2/devauth/limits/`), 0, "names a limit, of the caller's organisation"},
 	{regexp.MustCompile(`^DELETE /keys/`), http.StatusNoContent, "a user ends keys of its own; one it has not is ended already, as Mainflux has it"},
 	{regexp.MustCompile(`^(PUT|DELETE|POST) /api/v1/lwm2m/servers/`), http.StatusForbidden, "servers are the platform's to change"},
-	{regexp.MustCompile(`^(GET|DELETE) /users/\{user\}/keys|^DELETE /users/\{user\}$|^POST /users/\{user\}/(enable|disable|recovery-key)|^(PUT|DELETE) /users/\{user\}/platform|^DELETE /invites/`), http.StatusForbidden, "for administrators of the platform"},
+	{regexp.MustCompile(`^(GET|DELETE) /users/\{user\}/keys|^DELETE /users/\{user\}$|^POST /users/\{user\}/(enable|disable|recovery-key)|^(PUT|DELETE) /users/\{user\}/platform|^DELETE /users/\{user\}/second-factor|^DELETE /invites/`), http.StatusForbidden, "for administrators of the platform"},
 }
 
 // forPeople are the operations that take a login: an API key is refused them.

@@ -133,6 +133,9 @@ func TestPasskeysInABrowser(t *testing.T) {
 	if got := b.text(".list strong"); got != "the blue oneer" {
 		t.Errorf("renamed, the passkey is called %q", got)
 	}
+	if out := s.cli("user", "passkey", "list", "root@example.com"); !strings.Contains(out, "the blue oneer") {
+		t.Errorf("keystead user passkey list printed %s", out)
+	}
 	b.click("[action$='/delete'] button")
 	b.element("[name=password]") // the last second factor is gone, and with it what rested on it
 	for _, fault := range b.log() {

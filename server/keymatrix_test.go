@@ -59,6 +59,7 @@ const none = "none"
 var forPeople = []string{
 	"POST /keys", "PATCH /password", "POST /users/totp", "POST /users/totp/confirm", "DELETE /users/:user/totp",
 	"POST /users/passkeys/begin", "POST /users/passkeys", "PUT /users/:user/passkeys/:id", "DELETE /users/:user/passkeys/:id",
+	"DELETE /users/:user/second-factor",
 }
 
 // forAccounts are those of a user's own account, which keys that are no user's do not have.

@@ -21,6 +21,7 @@ func (s *Server) passkeyRoutes() []route {
 		{method: http.MethodGet, path: "/users/:user/passkeys", need: identity.AccountRead, handle: s.listPasskeys},
 		{method: http.MethodPut, path: one, need: identity.AccountWrite, handle: s.renamePasskey, body: smallBody},
 		{method: http.MethodDelete, path: one, need: identity.AccountWrite, handle: s.removePasskey},
+		{method: http.MethodDelete, path: "/users/:user/second-factor", need: identity.Platform, handle: s.resetFactors},
 		{method: http.MethodPost, path: "/tokens/passkey/begin", need: identity.Public, handle: s.beginPasskeyLogIn, body: smallBody},
 		{method: http.MethodPost, path: "/tokens/passkey", need: identity.Public, handle: s.passkeyLogIn, body: smallBody},
 	}
@@ -95,6 +96,11 @@ func (s *Server) renamePasskey(c echo.Context) error {
 
 func (s *Server) removePasskey(c echo.Context) error {
 	return done(c, s.Accounts.RemovePasskey(c.Request().Context(), c.Param("user"), c.Param("id")))
+}
+
+// resetFactors takes all second factors away from a user who has lost them.
+func (s *Server) resetFactors(c echo.Context) error {
+	return done(c, s.Accounts.ResetFactors(c.Request().Context(), c.Param("user")))
 }
 
 // beginPasskeyLogIn asks for a passkey alone, or, given a password, for a passkey
