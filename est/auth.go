@@ -24,6 +24,7 @@ type caller struct {
 	leaf     *x509.Certificate // that it proved
 	labels   map[string]string // that its token says
 	metadata map[string]string // that the webhook says
+	issuer   pki.CAID          // the CA its DMS issues from, if that was looked up
 	ra       bool              // it enrols on behalf of others (RFC 7030, 3.7)
 }
 
@@ -225,6 +226,7 @@ func (s *Service) byCertificate(ctx context.Context, d *DMS, a *AuthSettings, ca
 	}
 	own, ownErr := s.enrolmentCA(ctx, d)
 	if ownErr == nil { // its own certificates, for another one or on behalf of others
+		c.issuer = own
 		v.CAs = append(v.CAs, own)
 	}
 	ca, err := s.PKI.Validate(ctx, d.Org, call.Chain, v)

@@ -167,17 +167,9 @@ func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr 
 	if err := e.bound(c, name); err != nil {
 		return nil, err
 	}
-	if public == nil {
-		if again, err := s.replay(ctx, d, c, csr); again != nil || err != nil {
-			return again, err
-		}
-	}
-	if c.spent != nil {
-		return nil, c.spent
-	}
 	plan := &plan{dms: d, caller: c, csr: csr, name: name}
-	if err := s.DB.View(ctx, func(tx store.Tx) error { return s.settle(ctx, tx, plan) }); err != nil {
-		return nil, err
+	if again, err := s.decide(ctx, plan, public == nil); again != nil || err != nil {
+		return again, err
 	}
 	if err := s.approved(ctx, plan, call); err != nil {
 		return nil, err
@@ -186,9 +178,11 @@ func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr 
 	if err != nil {
 		return nil, err
 	}
-	ca, err := s.enrolmentCA(ctx, d)
-	if err != nil {
-		return nil, err
+	ca := c.issuer
+	if ca == "" {
+		if ca, err = s.enrolmentCA(ctx, d); err != nil {
+			return nil, err
+		}
 	}
 	prepared, err := s.PKI.Prepare(ctx, pki.Request{Org: d.Org, CA: ca, Profile: profile, CSR: csr, Public: public, Device: plan.device, DMS: d.ID})
 	if err != nil {
@@ -200,15 +194,36 @@ func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr 
 	if err != nil {
 		return nil, err
 	}
-	return finished(record)
+	return finished(d, record)
 }
 
-func finished(record pki.Certificate) (*Issued, error) {
+func finished(d *DMS, record pki.Certificate) (*Issued, error) {
 	cert, err := record.Parse()
 	if err != nil {
 		return nil, fmt.Errorf("est: %w", err)
 	}
-	return &Issued{Certificate: cert, Record: record}, nil
+	return &Issued{Certificate: cert, Record: record, Base64: d.Settings.Base64}, nil
+}
+
+// decide returns the answer that a request had before, if it repeats one and may; else it
+// decides which device it is of, or refuses.
+func (s *Service) decide(ctx context.Context, p *plan, replayed bool) (*Issued, error) {
+	var again pki.Certificate
+	err := s.DB.View(ctx, func(tx store.Tx) (err error) {
+		if replayed {
+			if again, err = s.replay(tx, p); err == nil || !fault.Is(err, fault.NotFound) {
+				return err
+			}
+		}
+		if p.caller.spent != nil {
+			return p.caller.spent
+		}
+		return s.settle(ctx, tx, p)
+	})
+	if err != nil || again.Serial == "" {
+		return nil, err
+	}
+	return finished(p.dms, again)
 }
 
 // profile is what a DMS issues by: its named profile, its own, or the usual one
@@ -656,7 +671,7 @@ func (s *Service) renew(ctx context.Context, d *DMS, csr *x509.CertificateReques
 	if err != nil {
 		return nil, err
 	}
-	return finished(record)
+	return finished(d, record)
 }
 
 // sameNames refuses a renewal for other names than those of the certificate (RFC
@@ -711,28 +726,19 @@ func keyHash(csr *x509.CertificateRequest) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (s *Service) replay(ctx context.Context, d *DMS, c *caller, csr *x509.CertificateRequest) (*Issued, error) {
-	var record pki.Certificate
-	err := s.DB.View(ctx, func(tx store.Tx) (err error) {
-		record, err = s.PKI.Answering(tx, d.Org, keyHash(csr), requestName(d, c, csr))
-		if err != nil {
-			return err
-		}
-		if s.Now().Sub(record.IssuedAt) > replayWindow {
-			return fault.New(fault.NotFound, "too long ago")
-		}
-		if _, _, err := s.Devices.Prove(tx, record.Device, identity.Certificate, string(record.Serial)); err != nil {
-			return fault.New(fault.NotFound, "ended since")
-		}
-		return nil
-	})
-	if fault.Is(err, fault.NotFound) {
-		return nil, nil
-	}
+// replay is the certificate that answers a request already, or a NotFound fault.
+func (s *Service) replay(tx store.Tx, p *plan) (none pki.Certificate, err error) {
+	record, err := s.PKI.Answering(tx, p.dms.Org, keyHash(p.csr), requestName(p.dms, p.caller, p.csr))
 	if err != nil {
-		return nil, err
+		return none, err
 	}
-	return finished(record)
+	if s.Now().Sub(record.IssuedAt) > replayWindow {
+		return none, fault.New(fault.NotFound, "too long ago")
+	}
+	if _, _, err := s.Devices.Prove(tx, record.Device, identity.Certificate, string(record.Serial)); err != nil {
+		return none, fault.New(fault.NotFound, "ended since")
+	}
+	return record, nil
 }
 
 // Sweep forgets what is too long ago to be repeated.
@@ -760,6 +766,14 @@ func ignoreMissing[T any](_ T, err error) error {
 
 // note tells the log what came of an enrolment.
 func (s *Service) note(ctx context.Context, call *Call, csr *x509.CertificateRequest, issued *Issued, err error) {
+	counter := &s.counters.issued
+	if err != nil {
+		counter = &s.counters.refused
+	}
+	counter.Add(1)
+	if !s.Log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
 	attrs := []slog.Attr{
 		slog.String("operation", string(call.Operation)), slog.String("label", call.Label), slog.String("transport", string(call.Transport)),
 		slog.String("remote", call.Remote.String()), slog.String("request_id", identity.RequestID(ctx)),
@@ -768,10 +782,8 @@ func (s *Service) note(ctx context.Context, call *Call, csr *x509.CertificateReq
 		attrs = append(attrs, slog.String("subject", csr.Subject.String()))
 	}
 	if err == nil {
-		s.counters.issued.Add(1)
 		s.Log.LogAttrs(ctx, slog.LevelInfo, "enrolled", append(attrs, slog.String("device", issued.Record.Device), slog.String("serial", string(issued.Record.Serial)))...)
 		return
 	}
-	s.counters.refused.Add(1)
 	s.Log.LogAttrs(ctx, slog.LevelInfo, "enrolment refused", append(attrs, slog.String("kind", fault.KindOf(err).String()), slog.String("reason", strings.ToValidUTF8(err.Error(), "?")))...)
 }

@@ -79,6 +79,7 @@ type Issued struct {
 	Record      pki.Certificate
 	Key         []byte // PKCS#8, of server key generation
 	EncryptedTo []byte // CMS with the key, where the client asked for that
+	Base64      string // how its DMS wants answers written
 }
 
 // PendingError is the error of an enrolment that waits for an administrator.

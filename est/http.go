@@ -2,6 +2,7 @@ package est
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -87,7 +88,7 @@ func (h *Handler) cacerts(w http.ResponseWriter, r *http.Request) error {
 		h.send(w, http.StatusOK, mediaPEM, all)
 		return nil
 	}
-	h.sendBase64(w, r, "application/pkcs7-mime; smime-type=certs-only", pki.CertsOnly(certs...))
+	h.sendBase64(w, r, "application/pkcs7-mime; smime-type=certs-only", pki.CertsOnly(certs...), h.form(r))
 	return nil
 }
 
@@ -102,7 +103,7 @@ func (h *Handler) csrattrs(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	h.sendBase64(w, r, "application/csrattrs", attrs)
+	h.sendBase64(w, r, "application/csrattrs", attrs, h.form(r))
 	return nil
 }
 
@@ -139,7 +140,7 @@ func (h *Handler) issue(w http.ResponseWriter, r *http.Request, op Operation) er
 		h.send(w, http.StatusOK, mediaPEM, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issued.Certificate.Raw}))
 		return nil
 	}
-	h.sendBase64(w, r, "application/pkcs7-mime; smime-type=certs-only", pki.CertsOnly(issued.Certificate))
+	h.sendBase64(w, r, "application/pkcs7-mime; smime-type=certs-only", pki.CertsOnly(issued.Certificate), issued.Base64)
 	return nil
 }
 
@@ -213,17 +214,25 @@ func bindings(state *tls.ConnectionState) func() ([][]byte, bool) {
 // requires it refuses.
 func unbound() ([][]byte, bool) { return nil, false }
 
-func (h *Handler) lines(r *http.Request) bool {
-	form := h.Service.Config.Base64
-	if d, err := h.Service.labelled(r.Context(), h.Label(r)); err == nil && d.Settings.Base64 != "" {
-		form = d.Settings.Base64
+// form is how the DMS of a path wants answers written, "" if it does not say.
+func (h *Handler) form(r *http.Request) string {
+	d, err := h.Service.labelled(r.Context(), h.Label(r))
+	if err != nil {
+		return ""
 	}
+	return d.Settings.Base64
+}
+
+// lines reports whether an answer is written in lines: as its DMS says, or else the
+// configuration, or as the client needs it.
+func (h *Handler) lines(r *http.Request, form string) bool {
+	form = cmp.Or(form, h.Service.Config.Base64)
 	return form == "64" || form != "none" && strings.HasPrefix(r.UserAgent(), "libest")
 }
 
-func (h *Handler) sendBase64(w http.ResponseWriter, r *http.Request, media string, der []byte) {
+func (h *Handler) sendBase64(w http.ResponseWriter, r *http.Request, media string, der []byte, form string) {
 	w.Header().Set("Content-Transfer-Encoding", "base64")
-	h.send(w, http.StatusOK, media, encodeBody(der, h.lines(r)))
+	h.send(w, http.StatusOK, media, encodeBody(der, h.lines(r, form)))
 }
 
 func (h *Handler) send(w http.ResponseWriter, status int, media string, body []byte) {

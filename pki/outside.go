@@ -126,15 +126,15 @@ func (s *Service) outsideCheck() RevocationCheck {
 var errNowhere = errors.New("the certificate names neither a CRL nor an OCSP responder that can be asked")
 
 // outsideGood refuses, as Unauthenticated, a path of which an outside CA has
-// revoked a certificate. Certificates issued here are not looked at: the
-// inventory knows them. Where the check is hard and nobody can say, it refuses too,
-// as Unavailable if somebody may be able to later.
-func (s *Service) outsideGood(ctx context.Context, path []*x509.Certificate, check RevocationCheck) error {
+// revoked a certificate. Certificates that here says were issued here are not looked
+// at: the inventory knows them. Where the check is hard and nobody can say, it refuses
+// too, as Unavailable if somebody may be able to later.
+func (s *Service) outsideGood(ctx context.Context, path []*x509.Certificate, check RevocationCheck, here func(i int) (bool, error)) error {
 	if check == CheckOff {
 		return nil
 	}
 	for i, cert := range path[:len(path)-1] {
-		ours, err := s.issuedHere(ctx, cert, path[i+1])
+		ours, err := here(i)
 		if err != nil {
 			return err
 		}
@@ -144,6 +144,9 @@ func (s *Service) outsideGood(ctx context.Context, path []*x509.Certificate, che
 		reason, revoked, err := s.Outside.status(ctx, cert, path[i+1])
 		switch {
 		case err != nil && check != CheckHard:
+			if !s.Log.Enabled(ctx, slog.LevelWarn) {
+				continue
+			}
 			// Its subject may be the key of a thing, see mtls.cn_thing_key: it is not logged.
 			s.Log.WarnContext(ctx, "whether a certificate of an outside CA is revoked could not be found out; it is let through",
 				slog.String("serial", string(SerialOf(cert.SerialNumber))), slog.String("issuer", cert.Issuer.String()), slog.Any("error", err))
@@ -168,7 +171,12 @@ func (s *Service) PathNotRevoked(ctx context.Context, path []*x509.Certificate) 
 	if err := s.NotRevoked(ctx, path[0]); err != nil {
 		return err
 	}
-	return s.outsideGood(ctx, path, s.outsideCheck())
+	return s.outsideGood(ctx, path, s.outsideCheck(), s.hereOn(ctx, path))
+}
+
+// hereOn looks up whether a certificate of a path was issued here.
+func (s *Service) hereOn(ctx context.Context, path []*x509.Certificate) func(i int) (bool, error) {
+	return func(i int) (bool, error) { return s.issuedHere(ctx, path[i], path[i+1]) }
 }
 
 // issuedHere reports whether the inventory, or the record of a CA, says what there is to know

@@ -397,6 +397,9 @@ func (s *Service) CreateProfile(ctx context.Context, p Profile) (Profile, error)
 // Profile returns a profile of the actor's organisation by id or name, or a
 // NotFound fault.
 func (s *Service) Profile(ctx context.Context, name string) (p Profile, err error) {
+	if p, ok := builtinNamed(name); ok {
+		return p, nil
+	}
 	err = s.DB.View(ctx, func(tx store.Tx) error {
 		p, err = profileIn(tx, orgOf(ctx), name)
 		return err

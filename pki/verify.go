@@ -6,9 +6,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -40,6 +40,7 @@ type verifiedCache struct {
 type validated struct {
 	ca          *authority
 	path        []*x509.Certificate // to it, the leaf first
+	here        []bool              // of each of path but the last: whether it was issued here, see issuedHere
 	from, until time.Time
 }
 
@@ -194,7 +195,7 @@ func (s *Service) nameless(ctx context.Context, chain []*x509.Certificate) (org 
 	if err != nil {
 		return "", false, err
 	}
-	return a.Org, true, s.outsideGood(ctx, found.path, check)
+	return a.Org, true, s.outsideGood(ctx, found.path, check, s.hereOn(ctx, found.path))
 }
 
 func (c *Certificate) good() error {
@@ -329,22 +330,33 @@ func (s *Service) Validate(ctx context.Context, org string, chain []*x509.Certif
 		}
 		s.verified.putChain(since, key, found)
 	}
-	if err := s.NotRevoked(ctx, leaf); err != nil {
+	record, err := s.recordOf(ctx, leaf)
+	if err == nil {
+		err = record.good()
+	}
+	if err != nil {
 		return "", err
 	}
-	return found.ca.ID, s.outsideGood(ctx, found.path, cmp.Or(v.Check, found.ca.Check, s.outsideCheck()))
+	check := cmp.Or(v.Check, found.ca.Check, s.outsideCheck())
+	return found.ca.ID, s.outsideGood(ctx, found.path, check, func(i int) (bool, error) {
+		return found.here[i] || i == 0 && record.Serial != "", nil
+	})
 }
 
 // key is of a chain and all that it is verified by, save time and what CAs are.
-func (v *Validation) key(org string, chain []*x509.Certificate) (sum [sha256.Size]byte) {
-	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %t", org, v.CAs, v.AnyUsage)
-	for _, cert := range chain {
-		fmt.Fprintf(h, " %d:", len(cert.Raw))
-		h.Write(cert.Raw)
+func (v *Validation) key(org string, chain []*x509.Certificate) [sha256.Size]byte {
+	b := make([]byte, 0, 2048)
+	note := func(part string) { b = append(binary.AppendUvarint(b, uint64(len(part))), part...) }
+	note(org)
+	for _, ca := range v.CAs {
+		note(string(ca))
 	}
-	h.Sum(sum[:0])
-	return sum
+	note("") // the end of them
+	b = append(b, bit(v.AnyUsage))
+	for _, cert := range chain {
+		note(string(cert.Raw))
+	}
+	return sha256.Sum256(b)
 }
 
 // validate verifies a chain against the CAs of v that are the organisation's.
@@ -364,21 +376,38 @@ func (s *Service) validate(ctx context.Context, org string, chain []*x509.Certif
 	if v.AnyUsage {
 		usage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
 	}
-	return s.verifyAny(ctx, chain, trusted, at, usage)
+	found, err := s.verifyAny(ctx, chain, trusted, at, usage)
+	if err != nil {
+		return found, err
+	}
+	found.here = make([]bool, len(found.path)-1)
+	for i := range found.here {
+		if found.here[i], err = s.issuedHere(ctx, found.path[i], found.path[i+1]); err != nil {
+			return found, err
+		}
+	}
+	return found, nil
 }
 
 // NotRevoked refuses, as Unauthenticated, a certificate the inventory knows as revoked.
 func (s *Service) NotRevoked(ctx context.Context, leaf *x509.Certificate) error {
-	return s.DB.View(ctx, func(tx store.Tx) error {
-		c, err := certificates.GetBy(tx, "fingerprint", store.TermOf(Fingerprint(leaf.Raw)))
+	c, err := s.recordOf(ctx, leaf)
+	if err != nil {
+		return err
+	}
+	return c.good()
+}
+
+// recordOf is what the inventory has of a certificate, the zero one if it is not in it.
+func (s *Service) recordOf(ctx context.Context, cert *x509.Certificate) (c Certificate, err error) {
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		c, err = certificates.GetBy(tx, "fingerprint", store.TermOf(Fingerprint(cert.Raw)))
 		if fault.Is(err, fault.NotFound) {
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-		return c.good()
+		return err
 	})
+	return c, err
 }
 
 // verifyAny verifies a chain against each of the CAs; the zero time is now.
