@@ -208,7 +208,7 @@ type Mapping struct {
 }
 
 var dmsTable = store.NewTable("DMS",
-	store.Index[DMS]{Name: "org", Counted: true, Terms: func(d DMS) []store.Term { return store.Terms(d.Org) }})
+	store.Index[DMS]{Name: "org", Counted: true, Terms: func(d DMS) []store.Term { return store.Terms(d.Org) }}).Watched()
 
 // Limits on a DMS.
 const (
@@ -451,10 +451,7 @@ func (s *Service) labelled(ctx context.Context, label string) (d DMS, err error)
 	if label == "" {
 		label = DefaultDMS
 	}
-	err = s.DB.View(ctx, func(tx store.Tx) error {
-		d, err = s.profiles.Get(tx, dmsTable, label)
-		return err
-	})
+	d, err = s.profiles.Latest(ctx, s.DB, dmsTable, label)
 	if fault.Is(err, fault.NotFound) {
 		return d, fault.New(fault.NotFound, "no such DMS: %s", quoted(label))
 	}

@@ -93,14 +93,14 @@ var cas = store.NewTable("ca",
 		}
 		return store.Terms(string(c.Parent))
 	}},
-)
+).Watched()
 
 // defaults is which CA an organisation issues from where nothing else is said.
 type defaults struct {
 	Issuing CAID `cbor:"issuing"`
 }
 
-var orgDefaults = store.NewTable[defaults]("pki default")
+var orgDefaults = store.NewTable[defaults]("pki default").Watched()
 
 // StateAt is the state of the CA at now.
 func (c *CA) StateAt(now time.Time) CAState {
@@ -150,15 +150,14 @@ func (s *Service) EnsureOrg(ctx context.Context, org, name string) (CA, error) {
 func (s *Service) DefaultCA(ctx context.Context) (CA, error) { return s.defaultCA(ctx, orgOf(ctx)) }
 
 func (s *Service) defaultCA(ctx context.Context, org string) (ca CA, err error) {
-	err = s.DB.View(ctx, func(tx store.Tx) error {
-		d, err := orgDefaults.Get(tx, org)
-		if err != nil {
-			return fault.New(fault.NotFound, "the organisation has no issuing CA yet; create one")
-		}
-		ca, err = s.records.Get(tx, cas, string(d.Issuing))
-		return err
-	})
-	return ca, err
+	d, err := s.defaults.Latest(ctx, s.DB, orgDefaults, org)
+	if fault.Is(err, fault.NotFound) {
+		return ca, fault.New(fault.NotFound, "the organisation has no issuing CA yet; create one")
+	}
+	if err != nil {
+		return ca, err
+	}
+	return s.records.Latest(ctx, s.DB, cas, string(d.Issuing))
 }
 
 // SetDefaultCA has the actor's organisation issue from ca where nothing else is said.

@@ -9,6 +9,9 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/crypto/cryptobyte"
+	tags "golang.org/x/crypto/cryptobyte/asn1"
+
 	"keystead/fault"
 )
 
@@ -105,26 +108,19 @@ func checkNames(csr *x509.CertificateRequest) error {
 // challenge is the challengePassword of a request, which the standard library
 // does not give.
 func challenge(csr *x509.CertificateRequest) (string, bool) {
-	var tbs struct {
-		Raw        asn1.RawContent
-		Version    int
-		Subject    asn1.RawValue
-		PublicKey  asn1.RawValue
-		Attributes []asn1.RawValue `asn1:"tag:0,set"`
-	}
-	if _, err := asn1.Unmarshal(csr.RawTBSCertificateRequest, &tbs); err != nil {
+	tbs := cryptobyte.String(csr.RawTBSCertificateRequest)
+	var attributes cryptobyte.String
+	if !tbs.ReadASN1(&tbs, tags.SEQUENCE) || !tbs.SkipASN1(tags.INTEGER) || !tbs.SkipASN1(tags.SEQUENCE) || !tbs.SkipASN1(tags.SEQUENCE) || !tbs.ReadASN1(&attributes, within(0)) {
 		return "", false
 	}
-	for _, raw := range tbs.Attributes {
-		var attribute struct {
-			Type   asn1.ObjectIdentifier
-			Values []asn1.RawValue `asn1:"set"`
+	for !attributes.Empty() {
+		var attribute, values, value cryptobyte.String
+		var kind asn1.ObjectIdentifier
+		if !attributes.ReadASN1(&attribute, tags.SEQUENCE) {
+			return "", false
 		}
-		if _, err := asn1.Unmarshal(raw.FullBytes, &attribute); err != nil || len(attribute.Values) == 0 {
-			continue
-		}
-		if attribute.Type.Equal(oidChallengePassword) {
-			return string(attribute.Values[0].Bytes), true
+		if attribute.ReadASN1ObjectIdentifier(&kind) && kind.Equal(oidChallengePassword) && attribute.ReadASN1(&values, tags.SET) && values.ReadAnyASN1(&value, nil) {
+			return string(value), true
 		}
 	}
 	return "", false

@@ -62,6 +62,7 @@ type Service struct {
 
 	loaded   sync.Map // CAID → *authority
 	records  store.Memo[CA]
+	defaults store.Memo[defaults]
 	shapes   shapes
 	verified verifiedCache
 	crls     crlCache

@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -26,6 +27,8 @@ import (
 type Table[T any] struct {
 	name    string
 	indexes []Index[T]
+	watched bool
+	changes atomic.Uint64 // of a watched table: how often one of its records was changed
 }
 
 // Index finds records by terms other than their key.
@@ -64,6 +67,13 @@ func escape(s string) string {
 // NewTable describes a table. The name is part of every key: it never changes.
 func NewTable[T any](name string, indexes ...Index[T]) *Table[T] {
 	return &Table[T]{name: name, indexes: indexes}
+}
+
+// Watched has the changes of the table counted, for [Memo.Latest]: for tables that
+// are seldom written.
+func (t *Table[T]) Watched() *Table[T] {
+	t.watched = true
+	return t
 }
 
 // Name is what errors and audit call a record of the table.
@@ -184,7 +194,15 @@ func (t *Table[T]) Delete(tx Tx, key string) (T, error) {
 			return v, err
 		}
 	}
+	t.changed(tx)
 	return v, tx.Delete(t.record(key))
+}
+
+// changed counts a change once it is durable, and before Update returns.
+func (t *Table[T]) changed(tx Tx) {
+	if t.watched {
+		tx.OnCommit(func() { t.changes.Add(1) })
+	}
 }
 
 // GetBy returns the record with term in the named unique index, or a NotFound
@@ -440,6 +458,7 @@ func (t *Table[T]) write(tx Tx, key string, before [][]Term, v T) error {
 	if err != nil {
 		return fmt.Errorf("store: %s %q: %w", t.name, key, err)
 	}
+	t.changed(tx)
 	return tx.Put(t.record(key), b)
 }
 
