@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -510,7 +511,77 @@ func dmsCommand(a *app) *cobra.Command {
 		sendDocument(a, "update ID FILE", "Replace an enrolment profile, from JSON", 2, func(ctx context.Context, c *client.Client, args []string, body json.RawMessage) (string, error) {
 			d, err := c.UpdateDMS(ctx, args[0], body)
 			return d.ID, err
-		}), remove)
+		}), dmsDiagnose(a), dmsBind(a), remove)
+}
+
+func dmsDiagnose(a *app) *cobra.Command {
+	var q client.Question
+	from := map[*string]*string{&q.CSR: new(string), &q.Certificate: new(string), &q.Token: new(string)}
+	cmd := &cobra.Command{
+		Use: "diagnose ID", Short: "Say why a request or a client certificate would be taken or refused, issuing nothing", Args: cobra.ExactArgs(1),
+		Long: `Have an enrolment profile look at what a device would send, check by check. Nothing is
+issued, spent or recorded, and no webhook is asked. It ends with 1 if the device would be refused.`,
+		Example: `  keystead dms diagnose default --csr pump.csr --token-file token
+  keystead dms diagnose plant --certificate bootstrap.pem --csr pump.csr
+  keystead dms diagnose plant --operation simplereenroll --certificate pump.pem --csr pump.csr`,
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			for to, name := range from {
+				if *name == "" {
+					continue
+				}
+				b, err := a.readFile(*name)
+				if err != nil {
+					return err
+				}
+				*to = string(b)
+			}
+			q.Token = strings.TrimSpace(q.Token)
+			d, err := c.Diagnose(cmd.Context(), args[0], q)
+			if err != nil {
+				return err
+			}
+			if err := printList(a, func(yield func(client.Examination, error) bool) {
+				for _, x := range d.Checks {
+					if !yield(x, nil) {
+						return
+					}
+				}
+			}, []column[client.Examination]{
+				{name: "check", cell: func(x client.Examination) string { return x.Check }},
+				{name: "result", cell: func(x client.Examination) string { return x.Result }},
+				{name: "detail", cell: func(x client.Examination) string { return x.Detail }},
+			}); err != nil {
+				return err
+			}
+			if !d.Accepted {
+				return fmt.Errorf("it would be refused with %d: %s", d.Status, d.Reason)
+			}
+			a.done("it would be answered %d", d.Status)
+			return nil
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&q.Operation, "operation", "", "simpleenroll, simplereenroll or serverkeygen")
+	f.StringVar(from[&q.CSR], "csr", "", "the request, a `file` in PEM")
+	f.StringVar(from[&q.Certificate], "certificate", "", "the client's certificate, and what it sends with it: a `file` in PEM")
+	f.StringVar(from[&q.Token], "token-file", "", "a `file` with the enrolment token or bearer token")
+	return cmd
+}
+
+func dmsBind(a *app) *cobra.Command {
+	var mode string
+	cmd := &cobra.Command{
+		Use: "bind DEVICE SERIAL", Short: "Give a device a certificate that was issued without one", Args: cobra.ExactArgs(2),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			if err := c.BindIdentity(cmd.Context(), mode, args[0], args[1]); err != nil {
+				return err
+			}
+			a.done("%s is a certificate of %s", args[1], args[0])
+			return nil
+		}),
+	}
+	cmd.Flags().StringVar(&mode, "mode", "PROVISIONED", "PROVISIONED for its first, RE-PROVISIONED for another, RENEWED for one in the place of that it has")
+	return cmd
 }
 
 var tokenColumns = []column[client.EnrolmentToken]{

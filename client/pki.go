@@ -231,6 +231,43 @@ func (c *Client) UpdateDMS(ctx context.Context, id string, body json.RawMessage)
 	return Do[DMS](ctx, c, http.MethodPut, Path("api", "v1", "dms", id), nil, body)
 }
 
+// Diagnosis is what a DMS would say to a request, check by check.
+type Diagnosis struct {
+	Accepted bool          `json:"accepted"`
+	Status   int           `json:"status"`
+	Reason   string        `json:"reason,omitempty"`
+	AuthMode string        `json:"auth_mode,omitempty"`
+	Device   string        `json:"device,omitempty"`
+	Checks   []Examination `json:"checks"`
+}
+
+// Examination is one check of a diagnosis.
+type Examination struct {
+	Check  string `json:"check"`
+	Result string `json:"result"`
+	Detail string `json:"detail"`
+}
+
+// Question is what a device would show, in PEM.
+type Question struct {
+	Operation   string `json:"operation,omitempty"`
+	CSR         string `json:"csr,omitempty"`
+	Certificate string `json:"certificate,omitempty"`
+	Token       string `json:"token,omitempty"`
+}
+
+// Diagnose says what a DMS would say to a request, issuing nothing.
+func (c *Client) Diagnose(ctx context.Context, dms string, q Question) (Diagnosis, error) {
+	return Do[Diagnosis](ctx, c, http.MethodPost, Path("api", "v1", "dms", dms, "diagnose"), nil, q)
+}
+
+// BindIdentity gives a device a certificate that was issued without one.
+func (c *Client) BindIdentity(ctx context.Context, mode, device, serial string) error {
+	_, err := Do[json.RawMessage](ctx, c, http.MethodPost, "/api/v1/dms/bind-identity", nil,
+		map[string]string{"bind_mode": mode, "device_id": device, "certificate_serial_number": serial})
+	return err
+}
+
 // DeleteDMS removes an enrolment profile; force does so while devices came in by it.
 func (c *Client) DeleteDMS(ctx context.Context, id string, force bool) error {
 	q := url.Values{}

@@ -71,6 +71,8 @@ type Call struct {
 	Header    map[string]string
 	Remote    netip.Addr
 	Binding   func() ([][]byte, bool) // channel binding values a client may have sent; whether a mismatch is provable
+
+	trial bool // it is only to be told what would come of it: nobody is asked, nothing is counted
 }
 
 // Issued is the answer to an enrolment.

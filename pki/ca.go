@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -45,6 +46,7 @@ type CA struct {
 	CreatedAt    time.Time       `cbor:"created"`
 	RevokedAt    time.Time       `cbor:"revoked,omitzero"`
 	Reason       Reason          `cbor:"reason,omitempty"`
+	Metadata     json.RawMessage `cbor:"meta,omitempty"` // what people note of it: a JSON object
 }
 
 // CAKind is what a CA is for.

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"iter"
 	"slices"
 	"time"
@@ -44,6 +45,7 @@ type Certificate struct {
 	RenewFrom   time.Time        `cbor:"renew,omitzero"`       // when it is to be renewed; see Remind
 	CriticalAt  time.Time        `cbor:"critical,omitzero"`    // when that becomes urgent
 	Renewal     Renewal          `cbor:"renewal,omitempty"`    // which of them Sweep has seen pass
+	Metadata    json.RawMessage  `cbor:"meta,omitempty"`       // what people note of it: a JSON object
 
 	parsed *x509.Certificate // what was just signed
 }

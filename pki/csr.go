@@ -5,6 +5,8 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -35,12 +37,36 @@ func ParseCSR(der []byte) (*x509.CertificateRequest, error) {
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "the body is not a PKCS#10 certificate request: %v", cause(err))
+		return nil, fault.Wrap(fault.Invalid, err, "the body is not a PKCS#10 certificate request: %s", notACSR(der))
 	}
 	if csr.PublicKey == nil {
 		return nil, fault.New(fault.Invalid, "the request's key is of a kind that is not supported; use ECDSA P-256, RSA 2048 or Ed25519")
 	}
 	return csr, nil
+}
+
+// notACSR says what is wrong with what cannot be read as a request, in words of who made it.
+func notACSR(der []byte) string {
+	var outer asn1.RawValue
+	rest, err := asn1.Unmarshal(der, &outer)
+	switch _, cut := errors.AsType[asn1.SyntaxError](err); {
+	case cut && der[0] == 0x30:
+		return "it is cut off, or damaged on its way; send it whole"
+	case err != nil || outer.Tag != asn1.TagSequence || !outer.IsCompound:
+		return "it is not DER at all; make one with: openssl req -new -outform DER"
+	case len(rest) > 0:
+		return fmt.Sprintf("%d bytes come after its end; send the request alone", len(rest))
+	}
+	if _, err := x509.ParseCertificate(der); err == nil {
+		return "it is a certificate; send the request that one is made from (openssl req -new)"
+	}
+	if _, err := parseKey(der); err == nil {
+		return "it is a private key, which is to stay where it is and is not safe any more; make another, and send the request alone (openssl req -new)"
+	}
+	if _, err := x509.ParsePKIXPublicKey(der); err == nil {
+		return "it is a public key alone; send a request that is signed with the key (openssl req -new)"
+	}
+	return "its parts are not those of a request, or its key is of a kind or curve that is not known here; use ECDSA P-256, RSA 2048 or Ed25519"
 }
 
 // cause is an error of the standard library's parsers without its prefix.

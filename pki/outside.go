@@ -147,21 +147,26 @@ func (s *Service) outsideGood(ctx context.Context, path []*x509.Certificate, che
 			if !s.Log.Enabled(ctx, slog.LevelWarn) {
 				continue
 			}
-			// Its subject may be the key of a thing, see mtls.cn_thing_key: it is not logged.
 			s.Log.WarnContext(ctx, "whether a certificate of an outside CA is revoked could not be found out; it is let through",
-				slog.String("serial", string(SerialOf(cert.SerialNumber))), slog.String("issuer", cert.Issuer.String()), slog.Any("error", err))
+				slog.String("certificate", unnamed(cert)), slog.Any("error", err))
 		case errors.Is(err, errNowhere):
-			return fault.New(fault.Unauthenticated, "the revocation of %q must be looked up and cannot be: it names no CRL or OCSP responder", cert.Subject.String())
+			return fault.New(fault.Unauthenticated, "the revocation of certificate %s must be looked up and cannot be: it names no CRL or OCSP responder", unnamed(cert))
 		case err != nil:
 			return &fault.Error{
 				Kind: fault.Unavailable, RetryAfter: outsideFailure, Err: err,
-				Message: fmt.Sprintf("whether the certificate of %q is revoked could not be found out, its CA cannot be asked now; try again later", cert.Subject.String()),
+				Message: fmt.Sprintf("whether certificate %s is revoked could not be found out, its CA cannot be asked now; try again later", unnamed(cert)),
 			}
 		case revoked:
-			return fault.New(fault.Unauthenticated, "the certificate of %q is revoked by its CA (%s)", cert.Subject.String(), reason)
+			return fault.New(fault.Unauthenticated, "certificate %s is revoked by its CA (%s)", unnamed(cert), reason)
 		}
 	}
 	return nil
+}
+
+// unnamed says which certificate is meant without its subject, which may be the key of a thing
+// (see mtls.cn_thing_key): reasons are logged.
+func unnamed(cert *x509.Certificate) string {
+	return fmt.Sprintf("%s of %q", SerialOf(cert.SerialNumber), cert.Issuer.String())
 }
 
 // PathNotRevoked refuses, as Unauthenticated, a verified path whose first certificate the

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"encoding/pem"
 	"net/http"
 	"time"
@@ -27,6 +28,8 @@ func (s *Server) caRoutes() []route {
 		{method: http.MethodPost, path: one + "/revoke", need: identity.PKIWrite, handle: s.revokeCA},
 		{method: http.MethodGet, path: one + "/crl", need: identity.PKIRead, handle: s.caCRL},
 		{method: http.MethodPost, path: one + "/revocation-check", need: identity.PKIWrite, handle: s.setRevocationCheck},
+		{method: http.MethodPatch, path: one + "/metadata", need: identity.PKIWrite, handle: s.patchCA},
+		{method: http.MethodPut, path: one + "/metadata", need: identity.PKIWrite, handle: s.patchCA},
 		{method: http.MethodPost, path: one + "/sign", need: identity.PKIWrite, handle: s.signByCA},
 	}
 }
@@ -55,6 +58,7 @@ type caView struct {
 	Reason       string        `json:"reason,omitempty"`
 
 	RevocationCheck pki.RevocationCheck `json:"revocation_check,omitempty"`
+	Metadata        json.RawMessage     `json:"metadata,omitempty"`
 }
 
 func pemText(kind string, ders ...[]byte) string {
@@ -74,7 +78,7 @@ func (s *Server) viewCA(standard pki.CAID) func(pki.CA) caView {
 			ID: c.ID, Organisation: c.Org, Name: c.Name, Kind: c.Kind, State: c.StateAt(s.Now()), Default: c.ID == standard, Parent: c.Parent,
 			Predecessor: c.Predecessor, Successor: c.Successor, Algorithm: c.Algorithm, SubjectKeyID: c.SubjectKeyID, HasKey: c.Key != "", Imported: c.Imported,
 			Certificate: pemText("CERTIFICATE", c.Certificate), Chain: pemText("CERTIFICATE", c.Chain...), Request: pemText("CERTIFICATE REQUEST", c.Request),
-			CreatedAt: c.CreatedAt, RevocationCheck: c.Check,
+			CreatedAt: c.CreatedAt, RevocationCheck: c.Check, Metadata: c.Metadata,
 		}
 		if !c.NotAfter.IsZero() {
 			v.NotBefore, v.NotAfter = &c.NotBefore, &c.NotAfter
@@ -247,6 +251,15 @@ func (s *Server) setRevocationCheck(c echo.Context) error {
 		return err
 	}
 	ca, err := s.PKI.SetRevocationCheck(c.Request().Context(), caParam(c), in.Check)
+	return s.answerCA(c, http.StatusOK, ca, err)
+}
+
+func (s *Server) patchCA(c echo.Context) error {
+	var in metadataPatch
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	ca, err := s.PKI.PatchCA(c.Request().Context(), caParam(c), in.Patches)
 	return s.answerCA(c, http.StatusOK, ca, err)
 }
 

@@ -29,6 +29,8 @@ func (s *Server) certificateRoutes() []route {
 		{method: http.MethodGet, path: one, need: identity.PKIRead, handle: s.showCertificate},
 		{method: http.MethodGet, path: one + "/pem", need: identity.PKIRead, handle: s.certificatePEM},
 		{method: http.MethodPost, path: one + "/revoke", need: identity.CredentialsWrite, handle: s.revokeCertificate},
+		{method: http.MethodPatch, path: one + "/metadata", need: identity.PKIWrite, handle: s.patchCertificate},
+		{method: http.MethodPut, path: one + "/metadata", need: identity.PKIWrite, handle: s.patchCertificate},
 	}
 }
 
@@ -53,13 +55,14 @@ type certificateView struct {
 	Renewal      pki.Renewal          `json:"renewal,omitempty"`
 	RenewFrom    *time.Time           `json:"renew_from,omitempty"`
 	Flags        []string             `json:"flags"`
+	Metadata     json.RawMessage      `json:"metadata,omitempty"`
 }
 
 func (s *Server) viewCertificate(c pki.Certificate) certificateView {
 	v := certificateView{
 		Serial: c.Serial, CA: c.CA, Organisation: c.Org, Device: c.Device, DMS: c.DMS, Profile: c.Profile, State: c.StateAt(s.Now()), Subject: c.Subject,
 		CommonName: c.CommonName, Fingerprint: c.Fingerprint, Algorithm: c.Algorithm, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
-		IssuedAt: c.IssuedAt, Replaces: c.Replaces, Flags: orEmpty(c.Flags),
+		IssuedAt: c.IssuedAt, Replaces: c.Replaces, Flags: orEmpty(c.Flags), Metadata: c.Metadata,
 	}
 	v.Renewal = c.StandingRenewal()
 	if !c.RenewFrom.IsZero() {
@@ -208,6 +211,24 @@ func (s *Server) certificatePEM(c echo.Context) error {
 	b := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.DER})
 	c.Response().Header().Set("Content-Length", strconv.Itoa(len(b)))
 	return c.Blob(http.StatusOK, "application/x-pem-file", b)
+}
+
+// metadataPatch changes the metadata of a DMS, CA or certificate, by PATCH, or by PUT as
+// Lamassu's clients do.
+type metadataPatch struct {
+	Patches []pki.Patch `json:"patches"`
+}
+
+func (s *Server) patchCertificate(c echo.Context) error {
+	var in metadataPatch
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	cert, err := s.PKI.PatchCertificate(c.Request().Context(), c.Param("serial"), in.Patches)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, s.viewCertificate(cert))
 }
 
 type revocationRequest struct {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"encoding/pem"
 	"net/http"
@@ -23,6 +24,10 @@ func (s *Server) dmsRoutes() []route {
 		{method: http.MethodGet, path: one, need: identity.PKIRead, handle: s.showDMS},
 		{method: http.MethodPut, path: one, need: identity.PKIWrite, handle: s.updateDMS},
 		{method: http.MethodDelete, path: one, need: identity.PKIWrite, handle: s.deleteDMS},
+		{method: http.MethodPatch, path: one + "/metadata", need: identity.PKIWrite, handle: s.patchDMS},
+		{method: http.MethodPut, path: one + "/metadata", need: identity.PKIWrite, handle: s.patchDMS},
+		{method: http.MethodPost, path: one + "/diagnose", need: identity.PKIRead, handle: s.diagnose},
+		{method: http.MethodPost, path: all + "/bind-identity", need: identity.CredentialsWrite, handle: s.bindIdentity},
 		{method: http.MethodPost, path: one + "/webhook-test", need: identity.PKIWrite, handle: s.testDMSWebhook},
 		{method: http.MethodGet, path: "/api/v1/enrolments", need: identity.PKIRead, handle: s.listWaiting},
 		{method: http.MethodPost, path: "/api/v1/enrolments/:id/approve", need: identity.CredentialsWrite, handle: s.decide(true)},
@@ -115,6 +120,88 @@ func (s *Server) deleteDMS(c echo.Context) error {
 		return err
 	}
 	return c.NoContent(http.StatusNoContent)
+}
+
+func (s *Server) patchDMS(c echo.Context) error {
+	var in metadataPatch
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	d, err := s.EST.PatchDMS(c.Request().Context(), c.Param("id"), in.Patches)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, viewDMS(d))
+}
+
+type diagnosis struct {
+	Operation   est.Operation `json:"operation"`
+	CSR         string        `json:"csr"`         // PEM
+	Certificate string        `json:"certificate"` // PEM, the client's first, then what it sends with it
+	Token       string        `json:"token"`
+}
+
+// diagnose says what a DMS would say to a request, and why.
+func (s *Server) diagnose(c echo.Context) error {
+	var in diagnosis
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	q := est.Question{Operation: cmp.Or(in.Operation, est.SimpleEnroll), Token: in.Token}
+	switch q.Operation {
+	case est.SimpleEnroll, est.SimpleReenroll, est.ServerKeygen:
+	default:
+		return fault.InvalidFields(fault.Field{Name: "operation", Message: "must be simpleenroll, simplereenroll or serverkeygen"})
+	}
+	if in.CSR != "" {
+		block, _ := pem.Decode([]byte(in.CSR))
+		if block == nil {
+			return fault.InvalidFields(fault.Field{Name: "csr", Message: "must be a certificate request in PEM"})
+		}
+		q.CSR = block.Bytes
+	}
+	if in.Certificate != "" {
+		certs, err := pki.ParseCertificates([]byte(in.Certificate))
+		if err != nil {
+			return fault.InvalidFields(fault.Field{Name: "certificate", Message: fault.Message(err)})
+		}
+		q.Chain = certs
+	}
+	out, err := s.EST.Diagnose(c.Request().Context(), c.Param("id"), q)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, out)
+}
+
+type bindIdentity struct {
+	Mode   est.BindMode `json:"bind_mode"`
+	Device string       `json:"device_id"` // id or alias
+	Serial string       `json:"certificate_serial_number"`
+}
+
+type boundView struct {
+	Certificate certificateView `json:"certificate"`
+	DMS         *est.DMS        `json:"dms"`
+	Device      deviceView      `json:"device"`
+}
+
+// bindIdentity gives a device a certificate that was issued without one.
+func (s *Server) bindIdentity(c echo.Context) error {
+	var in bindIdentity
+	if err := bind(c, &in); err != nil {
+		return err
+	}
+	b, err := s.EST.BindIdentity(c.Request().Context(), in.Mode, in.Device, in.Serial)
+	if err != nil {
+		return err
+	}
+	v := boundView{Certificate: s.viewCertificate(b.Certificate), Device: viewDevice(b.Device)}
+	if b.DMS != nil {
+		dms := viewDMS(*b.DMS)
+		v.DMS = &dms
+	}
+	return c.JSON(http.StatusOK, v)
 }
 
 type webhookTest struct {

@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
+	"encoding/pem"
 	"net/http"
 	"strings"
 	"testing"
@@ -116,4 +118,80 @@ func TestCertificatesThatAreToBeRenewedAreTold(t *testing.T) {
 	if o.ExpiringSoon != 1 || o.RenewalPending != 0 {
 		t.Errorf("expiry: got %+v", o)
 	}
+}
+
+// What people note of a DMS, a CA and a certificate is changed by JSON Patch; requests are diagnosed, and
+// certificates bound, as the routes say.
+func TestMetadataDiagnosisAndBinding(t *testing.T) {
+	s := start(t)
+	cert, _ := s.enrolled(t, "pump")
+	var cas struct {
+		Items []struct {
+			ID      string
+			Default bool
+		}
+	}
+	s.call(t, s.admin, http.MethodGet, "/api/v1/cas", nil, http.StatusOK, &cas)
+	ca := cas.Items[0].ID
+	for _, one := range cas.Items {
+		if one.Default {
+			ca = one.ID
+		}
+	}
+	patch := func(op, path string, value any) map[string]any {
+		return map[string]any{"patches": []map[string]any{{"op": op, "path": path, "value": value}}}
+	}
+	for _, path := range []string{"/api/v1/dms/default", "/api/v1/cas/" + ca, "/api/v1/certificates/" + string(pki.SerialOf(cert.SerialNumber))} {
+		for _, method := range []string{http.MethodPatch, http.MethodPut} {
+			s.call(t, s.admin, method, path+"/metadata", patch("add", "/site/floor", 7), http.StatusOK, nil)
+		}
+		s.call(t, s.admin, http.MethodPatch, path+"/metadata", patch("replace", "/nowhere", 7), http.StatusBadRequest, nil)
+		s.call(t, s.admin, http.MethodPatch, path+"/metadata", patch("add", "/site", nil), http.StatusBadRequest, nil)
+		s.call(t, s.admin, http.MethodPatch, path[:strings.LastIndex(path, "/")]+"/0a0b/metadata", patch("add", "/site", 1), http.StatusNotFound, nil)
+		var got struct {
+			Metadata struct{ Site struct{ Floor int } }
+		}
+		s.call(t, s.admin, http.MethodGet, path, nil, http.StatusOK, &got)
+		if got.Metadata.Site.Floor != 7 {
+			t.Errorf("%s: got %+v", path, got)
+		}
+	}
+	csr := string(pemRequest(t, "valve"))
+	var said struct {
+		Accepted bool
+		Status   int
+		Reason   string
+	}
+	s.call(t, s.admin, http.MethodPost, "/api/v1/dms/default/diagnose", map[string]any{"csr": csr}, http.StatusOK, &said)
+	if said.Accepted || said.Status != http.StatusUnauthorized || !strings.Contains(said.Reason, "enrolment token") {
+		t.Errorf("diagnosis: got %+v", said)
+	}
+	for _, bad := range []map[string]any{{}, {"csr": "x"}, {"certificate": "x"}, {"csr": csr, "operation": "fullcmc"}} {
+		s.call(t, s.admin, http.MethodPost, "/api/v1/dms/default/diagnose", bad, http.StatusBadRequest, nil)
+	}
+	s.call(t, s.admin, http.MethodPost, "/api/v1/dms/nowhere/diagnose", map[string]any{"csr": csr}, http.StatusNotFound, nil)
+
+	var made struct{ ID, Serial string }
+	s.call(t, s.admin, http.MethodPost, "/api/v1/devices", map[string]any{"name": "valve"}, http.StatusCreated, &made)
+	device := made.ID
+	s.call(t, s.admin, http.MethodPost, "/api/v1/cas/"+ca+"/sign", map[string]any{"csr": csr}, http.StatusCreated, &made)
+	binding := map[string]any{"bind_mode": "PROVISIONED", "device_id": device, "certificate_serial_number": made.Serial}
+	var bound struct {
+		Certificate struct{ Device string }
+		DMS         *struct{}
+	}
+	s.call(t, s.admin, http.MethodPost, "/api/v1/dms/bind-identity", binding, http.StatusOK, &bound)
+	if bound.Certificate.Device != device || bound.DMS != nil {
+		t.Errorf("bound: got %+v", bound)
+	}
+	s.call(t, s.admin, http.MethodPost, "/api/v1/dms/bind-identity", binding, http.StatusConflict, nil)
+}
+
+func pemRequest(t *testing.T, cn string) []byte {
+	t.Helper()
+	der, err := base64.StdEncoding.DecodeString(string(csrOf(t, newECKey(t), cn)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
