@@ -43,6 +43,7 @@ type Service struct {
 
 	PublicURL string // where links in mails lead
 
+	orgs   store.Memo[Organisation]
 	epoch  atomic.Uint64
 	cache  verified
 	hashes hashing

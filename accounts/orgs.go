@@ -161,7 +161,7 @@ func (s *Service) OrganisationByNumber(tx store.Tx, number uint32) (Organisation
 
 // OrganisationIn returns an organisation by id as part of tx, or a NotFound fault.
 func (s *Service) OrganisationIn(tx store.Tx, org string) (Organisation, error) {
-	return orgTable.Get(tx, org)
+	return s.orgs.Get(tx, orgTable, org)
 }
 
 // OrganisationEdit is a change; nil leaves a value as it is.

@@ -108,6 +108,7 @@ type Log struct {
 	failures failures
 	macs     sync.Pool           // of hash.Hash, keyed
 	known    atomic.Pointer[end] // the head that was verified or written last
+	heads    store.Memo[end]
 
 	mu        sync.Mutex // held by what walks the trail or changes its ends
 	published Checkpoint // the last one
@@ -197,7 +198,7 @@ func raise(n *atomic.Uint64, v uint64) {
 
 // end returns an end of the chain, the zero one if nothing was ever there.
 func (l *Log) end(tx store.Tx, which string) (end, error) {
-	e, err := ends.Get(tx, which)
+	e, err := l.heads.Get(tx, ends, which)
 	if fault.Is(err, fault.NotFound) {
 		return end{}, nil
 	}
@@ -219,7 +220,7 @@ func (l *Log) setEnd(tx store.Tx, which string, seq uint64, mac []byte) error {
 	if which == head {
 		l.known.Store(&e)
 	}
-	return ends.Put(tx, which, e)
+	return l.heads.Put(tx, ends, which, e)
 }
 
 // keyed returns a MAC under the trail's key; done gives it back.

@@ -32,6 +32,15 @@ func (m *Memo[T]) Get(tx Tx, t *Table[T], key string) (T, error) {
 	return d.value, err
 }
 
+// Put is t.Put, of a record that is read again soon.
+func (m *Memo[T]) Put(tx Tx, t *Table[T], key string, v T) error {
+	b, err := t.put(tx, key, v)
+	if err == nil {
+		m.remember(key, decoded[T]{bytes: b, value: v})
+	}
+	return err
+}
+
 // Latest is t.Get as of the last commit, for a table that is Watched: as long as none of
 // its records is changed it reads nothing. What an Update changed it returns once that has
 // returned, if not before.

@@ -454,12 +454,18 @@ func (t *Table[T]) write(tx Tx, key string, before [][]Term, v T) error {
 			return err
 		}
 	}
+	_, err := t.put(tx, key, v)
+	return err
+}
+
+// put stores v under key, and returns it as it is stored.
+func (t *Table[T]) put(tx Tx, key string, v T) ([]byte, error) {
 	b, err := encoding.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("store: %s %q: %w", t.name, key, err)
+		return nil, fmt.Errorf("store: %s %q: %w", t.name, key, err)
 	}
 	t.changed(tx)
-	return tx.Put(t.record(key), b)
+	return b, tx.Put(t.record(key), b)
 }
 
 // reindex brings an index from the terms a record had to those it has. A term
