@@ -21,6 +21,9 @@ import (
 // maxBatch is how many updates share a commit at most.
 const maxBatch = 1024
 
+// maxRoom is for how many writes there is room before there are any.
+const maxRoom = 1 << 15
+
 // call is an update on its way.
 type call struct {
 	ctx   context.Context // of the caller, who waits
@@ -220,7 +223,10 @@ func (b *batch) begin() error {
 
 // call runs one update over what the batch has written so far.
 func (b *batch) call(c *call) {
-	tx := &updateTx{ctx: c.ctx, layer: layer{under: &b.layer}}
+	tx := &updateTx{ctx: c.ctx, layer: layer{under: &b.layer, room: b.e.wrote}}
+	if len(b.layer.writes) == 0 { // the layer becomes the batch's
+		tx.layer.room = min(b.e.wrote*len(b.calls), maxRoom)
+	}
 	c.err, c.panicky, c.hooks = errGone, nil, nil
 	defer func() {
 		tx.ended = true
@@ -238,6 +244,7 @@ func (b *batch) call(c *call) {
 		c.err = context.Cause(c.ctx) // a caller who gave up gets no commit
 	}
 	if c.err == nil {
+		b.e.wrote = len(tx.layer.writes)
 		b.layer.take(&tx.layer)
 		c.hooks = tx.hooks
 	}

@@ -12,6 +12,7 @@ import (
 type layer struct {
 	under  source
 	writes map[string][]byte // nil: deleted
+	room   int               // for how many writes there is to be room at first
 	runs   [][]string        // keys of writes, each run in order and less than half of the one before
 	fresh  []string          // the rest of the keys, as they came
 }
@@ -26,7 +27,7 @@ func (l *layer) get(key []byte) ([]byte, error) {
 // set takes value over; nil deletes.
 func (l *layer) set(key string, value []byte) {
 	if l.writes == nil {
-		l.writes = map[string][]byte{}
+		l.writes = make(map[string][]byte, l.room)
 	}
 	if _, ok := l.writes[key]; !ok {
 		l.fresh = append(l.fresh, key)
