@@ -19,7 +19,9 @@ type OCFConfig struct {
 	OwnerClaim                     string        `mapstructure:"owner_claim"` // names whom the device belongs to
 	DisconnectOnExpiredCertificate bool          `mapstructure:"disconnect_on_expired_certificate"`
 	OwnerCacheExpiration           time.Duration `mapstructure:"owner_cache_expiration"`
-	Providers                      []OCFProvider `mapstructure:"providers"`
+	// TokensWithoutExpiry takes access tokens of an authority that say no time at which they end.
+	TokensWithoutExpiry bool          `mapstructure:"tokens_without_expiry"`
+	Providers           []OCFProvider `mapstructure:"providers"`
 }
 
 // OCFProvider is where the tokens of devices come from. One without an

@@ -34,10 +34,17 @@ type ocfAuthority struct {
 	client    *http.Client
 	now       func() time.Time
 
-	mu    sync.Mutex
-	found *oidc.Provider
-	keys  oidc.KeySet
+	mu     sync.Mutex
+	found  *oidc.Provider
+	keys   oidc.KeySet
+	asking chan struct{} // closed when the one who asks has an answer; nil if nobody does
+	failed error         // of the last time
+	again  time.Time     // when it may be asked next
 }
+
+// ocfAskAgain is how long an authority that gave no answer is left alone: devices are told so
+// at once meanwhile.
+const ocfAskAgain = 5 * time.Second
 
 const ocfLeeway = 30 * time.Second // by which the clock of an authority may be ahead
 
@@ -53,7 +60,7 @@ func (s *Server) newOCFAuthority(c coapgw.OCFConfig) (*ocfAuthority, error) {
 	}
 	a := &ocfAuthority{
 		url: c.Providers[0].Authority, org: c.Providers[0].Organisation, claims: c,
-		secrets: map[string]seal.Secret{}, client: client.HTTP(), now: s.Now,
+		secrets: map[string]seal.Secret{}, client: client.HTTP(), now: func() time.Time { return s.Now() },
 	}
 	if err := outbound.CheckURL(a.url, false); err != nil {
 		return nil, fmt.Errorf("coap.ocf.providers: authority: %w", err)
@@ -70,13 +77,48 @@ func (s *Server) newOCFAuthority(c coapgw.OCFConfig) (*ocfAuthority, error) {
 	return a, nil
 }
 
-// discover returns what the authority says of itself, and its keys.
+// discover returns what the authority says of itself, and its keys. One asks; others wait for
+// what it hears, as long as they can.
 func (a *ocfAuthority) discover(ctx context.Context) (*oidc.Provider, oidc.KeySet, error) {
+	for {
+		a.mu.Lock()
+		found, keys, failed, asking := a.found, a.keys, a.failed, a.asking
+		mine := found == nil && asking == nil && !a.now().Before(a.again)
+		if mine {
+			a.asking = make(chan struct{})
+		}
+		a.mu.Unlock()
+		switch {
+		case found != nil:
+			return found, keys, nil
+		case mine:
+			return a.learn(ctx)
+		case asking == nil:
+			return nil, nil, failed
+		}
+		select {
+		case <-asking:
+		case <-ctx.Done():
+			return nil, nil, fault.Wrap(fault.Unavailable, context.Cause(ctx), "the authorization server cannot be reached")
+		}
+	}
+}
+
+// learn asks the authority and keeps the answer, or that there was none.
+func (a *ocfAuthority) learn(ctx context.Context) (*oidc.Provider, oidc.KeySet, error) {
+	found, keys, err := a.ask(ctx)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.found != nil {
-		return a.found, a.keys, nil
+	a.found, a.keys, a.failed = found, keys, err
+	if err != nil {
+		a.again = a.now().Add(ocfAskAgain)
 	}
+	close(a.asking)
+	a.asking = nil
+	return found, keys, err
+}
+
+func (a *ocfAuthority) ask(ctx context.Context) (*oidc.Provider, oidc.KeySet, error) {
 	// The context of the first request must not end the later fetches of keys.
 	ctx = oidc.ClientContext(context.WithoutCancel(ctx), a.client)
 	found, err := oidc.NewProvider(ctx, a.url)
@@ -89,8 +131,7 @@ func (a *ocfAuthority) discover(ctx context.Context) (*oidc.Provider, oidc.KeySe
 	if err := found.Claims(&at); err != nil || at.Keys == "" {
 		return nil, nil, fault.Wrap(fault.Unavailable, errors.Join(err, errors.New("no jwks_uri")), "the authorization server does not say where its keys are")
 	}
-	a.found, a.keys = found, oidc.NewRemoteKeySet(ctx, at.Keys)
-	return a.found, a.keys, nil
+	return found, oidc.NewRemoteKeySet(ctx, at.Keys), nil
 }
 
 // exchange trades the code a device signs up with for tokens.
@@ -208,8 +249,11 @@ func (a *ocfAuthority) verify(ctx context.Context, token string) (map[string]any
 	if err != nil {
 		return nil, fault.Wrap(fault.Unauthenticated, err, "the token is not valid")
 	}
-	if exp, err := claims.GetExpirationTime(); err != nil || exp != nil && !a.now().Before(exp.Time) { // no leeway for what is over
+	switch exp, err := claims.GetExpirationTime(); {
+	case err != nil || exp != nil && !a.now().Before(exp.Time): // no leeway for what is over
 		return nil, fault.New(fault.Unauthenticated, "the token has expired")
+	case exp == nil && !a.claims.TokensWithoutExpiry: // nobody here can end it
+		return nil, fault.New(fault.Unauthenticated, "the token does not say when it expires")
 	}
 	aud, err := claims.GetAudience()
 	if err != nil || a.audiences != nil && !slices.ContainsFunc(a.audiences, func(want string) bool { return slices.Contains(aud, want) }) {

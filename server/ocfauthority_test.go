@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,8 @@ type authority struct {
 	key    *ecdsa.PrivateKey
 	claims jwt.MapClaims // of the next token, over the usual ones
 	down   bool
+	away   chan struct{} // while set, what it says of itself takes until this is closed, and is an error then
+	finds  int           // how often it was asked for that
 	serial int
 	live   map[string]bool // refresh tokens that are good for once
 	asked  []string        // the grants that were asked for
@@ -50,6 +53,15 @@ func newOAuthServer(t *testing.T) *authority {
 	a := &authority{t: t, key: key, live: map[string]bool{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		a.mu.Lock()
+		a.finds++
+		away := a.away
+		a.mu.Unlock()
+		if away != nil {
+			<-away
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
 		json.NewEncoder(w).Encode(map[string]any{
 			"issuer": a.URL, "authorization_endpoint": a.URL + "/authorize", "token_endpoint": a.URL + "/token", "jwks_uri": a.URL + "/keys",
 		})
@@ -240,6 +252,7 @@ func TestWhatAnOutsideServerGivesIsNotBelievedBlindly(t *testing.T) {
 		"expired":             a.signed(jwt.MapClaims{"exp": time.Now().Add(-time.Second).Unix()}),
 		"not yet valid":       a.signed(jwt.MapClaims{"nbf": time.Now().Add(hour).Unix()}),
 		"from the future":     a.signed(jwt.MapClaims{"iat": time.Now().Add(hour).Unix()}),
+		"without an end":      a.signed(jwt.MapClaims{"exp": nil}),
 		"times of no number":  a.signed(jwt.MapClaims{"exp": "soon"}),
 		"of another owner":    a.signed(jwt.MapClaims{"owner": "bob"}),
 		"of no owner":         a.signed(jwt.MapClaims{"owner": nil}),
@@ -254,17 +267,61 @@ func TestWhatAnOutsideServerGivesIsNotBelievedBlindly(t *testing.T) {
 			conn.wantEnd(t)
 		})
 	}
-	never := a.signed(jwt.MapClaims{"exp": nil})
-	in := s.dialOCF(t).ask(t, coap.POST, "/oic/sec/session", map[string]any{"di": ocfDevice, "uid": "ann", "accesstoken": never, "login": true}, coap.Changed)
-	if n, ok := in["expiresin"].(int64); !ok || n != -1 {
-		t.Errorf("a token that does not expire: %v, want -1", in)
-	}
 	s.dialOCF(t).ask(t, coap.POST, "/oic/sec/account", signUp("bad", "cloud"), coap.ServiceUnavailable)
 	s.dialOCF(t).ask(t, coap.POST, "/oic/sec/account", signUp("good", "nobody"), coap.Unauthorized)
 	a.change(func() { a.claims = jwt.MapClaims{"owner": "bob"} })
 	s.dialOCF(t).ask(t, coap.POST, "/oic/sec/account", signUp("good", "cloud"), coap.Unauthorized) // it is ann's
 	a.change(func() { a.down = true })
 	s.dialOCF(t).ask(t, coap.POST, "/oic/sec/account", signUp("good", "cloud"), coap.ServiceUnavailable)
+}
+
+// Tokens that never expire are taken where the configuration says so.
+func TestTokensWithoutExpiry(t *testing.T) {
+	a := newOAuthServer(t)
+	s := start(t, a.behind(t, func(c *config.Config) { c.CoAP.OCF.TokensWithoutExpiry = true }))
+	s.runCoAP(t)
+	s.dialOCF(t).ask(t, coap.POST, "/oic/sec/account", map[string]any{"di": ocfDevice, "accesstoken": "good", "authprovider": "cloud"}, coap.Changed)
+	never := a.signed(jwt.MapClaims{"exp": nil})
+	in := s.dialOCF(t).ask(t, coap.POST, "/oic/sec/session", map[string]any{"di": ocfDevice, "uid": "ann", "accesstoken": never, "login": true}, coap.Changed)
+	if n, ok := in["expiresin"].(int64); !ok || n != -1 {
+		t.Errorf("got %v, want -1", in)
+	}
+}
+
+// While the authority is away, one device asks it and the others wait for what that one
+// hears; then all are told at once, until it is worth asking again.
+func TestAnAuthorityThatIsAwayIsAskedNowAndThen(t *testing.T) {
+	a := newOAuthServer(t)
+	s := start(t, a.behind(t))
+	var later atomic.Int64
+	s.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	s.runCoAP(t)
+	up := map[string]any{"di": ocfDevice, "accesstoken": "good", "authprovider": "cloud"}
+	away := make(chan struct{})
+	a.change(func() { a.away = away })
+	asked := func() (n int) {
+		a.change(func() { n = a.finds })
+		return n
+	}
+	var wg sync.WaitGroup
+	const devices = 10
+	for range devices {
+		conn := s.dialOCF(t)
+		wg.Go(func() { conn.ask(t, coap.POST, "/oic/sec/account", up, coap.ServiceUnavailable) })
+	}
+	for asked() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond) // the others come meanwhile
+	close(away)
+	wg.Wait()
+	s.dialOCF(t).ask(t, coap.POST, "/oic/sec/account", up, coap.ServiceUnavailable)
+	if n := asked(); n != 1 {
+		t.Errorf("the authority was asked %d times, want once", n)
+	}
+	a.change(func() { a.away = nil })
+	later.Store(int64(6 * time.Second))
+	s.dialOCF(t).ask(t, coap.POST, "/oic/sec/account", up, coap.Changed)
 }
 
 func TestAnOutsideServerIsReachedUnderTheGuard(t *testing.T) {
