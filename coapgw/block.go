@@ -32,6 +32,7 @@ type download struct {
 	answer coap.Message // its options but for the block's, and the whole body
 	etag   []byte
 	at     time.Time
+	latest int // the furthest that a block was asked for from
 }
 
 // transfers are those of one session; guarded by its mutex.
@@ -145,6 +146,33 @@ func (s *session) blockwise(ctx context.Context, m *coap.Message, route coap.Rou
 		}
 	}
 	return s.observed(ctx, m, route, r)
+}
+
+// continues reports whether m is the next block of a body, or of an answer, that is under way. The
+// rate of requests takes no account of it: the first block was a request, and there are no more
+// of them than the body has bytes for. A block that comes again is not the next.
+func (s *session) continues(m *coap.Message) bool {
+	raw, up := m.Options.Get(coap.Block1)
+	if !up {
+		var down bool
+		if raw, down = m.Options.Get(coap.Block2); !down {
+			return false
+		}
+	}
+	b, ok := s.parseBlock(raw)
+	if !ok || b.Num == 0 {
+		return false
+	}
+	key := transferKey(m, !up)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.more == nil:
+		return false
+	case up:
+		return slices.ContainsFunc(s.more.transfers.up, func(u *upload) bool { return u.key == key && b.Offset() == len(u.body) })
+	}
+	return slices.ContainsFunc(s.more.transfers.down, func(d *download) bool { return d.key == key && b.Offset() > d.latest })
 }
 
 // parseBlock parses a block option of the peer. BERT is for streams.
@@ -272,7 +300,7 @@ func (s *session) downloadBlock(m *coap.Message, b coap.Block) (outcome, bool) {
 	if !ok || part.last {
 		s.gw.buffered.Add(-int64(len(body)))
 	} else {
-		d.at = s.gw.Now()
+		d.at, d.latest = s.gw.Now(), max(d.latest, b.Offset())
 		t.down = append(t.down, d)
 	}
 	if !ok {

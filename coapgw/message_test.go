@@ -469,6 +469,38 @@ func TestRequestRate(t *testing.T) {
 	}
 }
 
+// A body in small blocks is one request, however many blocks it has; blocks that are asked for
+// again and again are not.
+func TestBlocksAreNoRequestsOfTheirOwn(t *testing.T) {
+	f := &fixtures{}
+	w := newWorld(t, f.mount, func(g *coapgw.Gateway) { g.RequestRate, g.RequestBurst = 0.01, 4 })
+	c := w.mustDial(psk("dev1", testKey)...)
+	body := bytes.Repeat([]byte("abc"), 1001)
+	if got := c.upload("/sum", body, 0, nil); got.Code != coap.Changed || string(got.Payload) != string(sumOf(body)) {
+		t.Errorf("a body in 188 blocks: %v %s", got.Code, got.Payload)
+	}
+	block := func(num uint32) *coap.Message {
+		return c.do(coap.GET, "/big", coap.Options{}.Add(coap.Block2, coap.Block{Num: num, SZX: 0}.Value()), nil)
+	}
+	for num := range uint32(150) {
+		if got := block(num); got.Code != coap.Content || len(got.Payload) != 16 {
+			t.Fatalf("block %d of an answer: %v %q", num, got.Code, got.Payload)
+		}
+	}
+	for i := range 4 {
+		want := coap.Content
+		if i >= 2 { // the two transfers were one each
+			want = coap.TooManyRequests
+		}
+		if got := block(7); got.Code != want {
+			t.Errorf("a block again, for the %d. time: %v, want %v", i+1, got.Code, want)
+		}
+	}
+	if got := block(150); got.Code != coap.Content {
+		t.Errorf("the next block: %v", got.Code)
+	}
+}
+
 func TestSessionsEndWhenTheyAreIdleOrExpired(t *testing.T) {
 	w := newWorld(t)
 	soon := device("d3", identity.PSK, "dev3")

@@ -68,7 +68,7 @@ func suppressed(m *coap.Message, c coap.Code) bool {
 // handle is the way of a request: limits, options, route, identity, blocks,
 // handler.
 func (s *session) handle(ctx context.Context, m *coap.Message) outcome {
-	if wait, ok := s.allowed(); !ok {
+	if wait, ok := s.allowed(m); !ok {
 		return failure(fault.Later(fault.TooMany, wait, "too many requests; slow down"))
 	}
 	if err := checkOptions(m); err != nil {
@@ -108,7 +108,10 @@ func (s *session) router() *router {
 }
 
 // allowed takes a request out of the session's rate.
-func (s *session) allowed() (time.Duration, bool) {
+func (s *session) allowed(m *coap.Message) (time.Duration, bool) {
+	if s.continues(m) {
+		return 0, true
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.bucket.take(s.gw.Now(), s.gw.RequestRate, s.gw.RequestBurst)

@@ -52,6 +52,7 @@ type session struct {
 
 	mu      sync.Mutex
 	found           // whom the session's own credential proves
+	changes uint32  // of that device's record since the session began
 	signed  *signIn // nil if it is not signed in
 	bucket  bucket
 	refused int // credentials of requests
@@ -387,6 +388,9 @@ const maxRefused = 10
 
 // resolve finds out again whom the session belongs to.
 func (s *session) resolve(ctx context.Context) (identity.Actor, bool, error) {
+	s.mu.Lock()
+	before := s.changes
+	s.mu.Unlock()
 	f, err := s.gw.resolve(ctx, s.Proof())
 	s.mu.Lock()
 	was, wasKnown := s.actor, s.known
@@ -402,13 +406,32 @@ func (s *session) resolve(ctx context.Context) (identity.Actor, bool, error) {
 		return f.actor, false, err
 	}
 	s.mu.Lock()
-	s.found = f
+	if s.found = f; s.changes != before {
+		s.epoch = stale // what was found may be of before the change
+	}
 	a, known := s.actorNow(s.gw.Now())
 	s.mu.Unlock()
 	if known != wasKnown {
 		s.gw.sessions.index(s)
 	}
 	return a, known, nil
+}
+
+// stale is an epoch that never is: what was found in it is looked for again.
+const stale = ^uint64(0)
+
+// changed takes note that the record of the session's device is another now: the next request
+// finds what it says.
+func (s *session) changed(d devices.Device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changes++
+	s.epoch = stale
+	if s.signed != nil && s.signed.actor.ID == d.ID {
+		renamed := *s.signed
+		renamed.actor.Name = d.Name
+		s.signed = &renamed
+	}
 }
 
 // sessions is the table of all sessions, over all transports.
@@ -507,6 +530,7 @@ func (g *Gateway) Changed(c devices.Change) {
 	began := time.Now() //nolint:forbidigo // a duration is measured
 	for _, s := range g.sessions.of(c.Device.ID) {
 		if !c.Ends() {
+			s.changed(c.Device)
 			s.Notify("/whoami")
 			continue
 		}
