@@ -142,7 +142,9 @@ func TestOpenSSLSpeaksEverySuite(t *testing.T) {
 }
 
 // roamer is a socket whose address changes.
-type roamer struct{ now atomic.Pointer[net.PacketConn] }
+type roamer struct {
+	now atomic.Pointer[net.PacketConn]
+}
 
 func (r *roamer) socket() net.PacketConn { return *r.now.Load() }
 
@@ -173,7 +175,8 @@ func (r *roamer) Close() error                               { return r.socket()
 func (r *roamer) LocalAddr() net.Addr                        { return r.socket().LocalAddr() }
 func (r *roamer) SetDeadline(at time.Time) error             { return r.socket().SetDeadline(at) }
 func (r *roamer) SetReadDeadline(at time.Time) error         { return r.socket().SetReadDeadline(at) }
-func (r *roamer) SetWriteDeadline(at time.Time) error        { return r.socket().SetWriteDeadline(at) }
+
+func (r *roamer) SetWriteDeadline(at time.Time) error { return r.socket().SetWriteDeadline(at) }
 
 // A session with a connection id goes on from whatever port its device has, by either kind of credential.
 func TestASessionRoamsAcrossPorts(t *testing.T) {
