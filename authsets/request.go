@@ -128,11 +128,12 @@ func signed(key crypto.PublicKey, body []byte, signature string) bool {
 	if err != nil {
 		return false
 	}
-	sum := sha256.Sum256(body)
 	switch k := key.(type) {
 	case *rsa.PublicKey:
+		sum := sha256.Sum256(body)
 		return rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], sig) == nil
 	case *ecdsa.PublicKey:
+		sum := sha256.Sum256(body)
 		return ecdsa.VerifyASN1(k, sum[:], sig)
 	case ed25519.PublicKey:
 		return ed25519.Verify(k, body, sig)

@@ -216,7 +216,7 @@ func setSession(c echo.Context, text string, expires time.Time) {
 
 // noteFailure counts a proof that was no good, as those of other routes are.
 func (s *Server) noteFailure(p identity.Proof, how, requestID string) {
-	s.limits.failures.take(source(p.Remote.Addr())+" "+scheme(p), s.Now())
+	s.limits.failures.take(attempt{source(p.Remote.Addr()), scheme(p)}, s.Now())
 	s.metrics.failures.WithLabelValues("https", how).Inc()
 	s.Audit.Fail(audit.Failure{Surface: "https", Reason: how, Remote: p.Remote.Addr().String(), Request: requestID})
 }

@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -56,4 +58,14 @@ func FuzzAuthorization(f *testing.F) {
 			t.Errorf("%q shows %q %q of %q", header, p.Scheme, p.Value, p.Org)
 		}
 	})
+}
+
+// A handshake in which a certificate was asked for and none came leaves an empty chain.
+func TestNoCertificateIsNoChain(t *testing.T) {
+	s := &server.Server{ClientAddr: func(*http.Request) netip.Addr { return netip.IPv6Loopback() }}
+	r := httptest.NewRequest(http.MethodGet, "/api/v1/whoami", http.NoBody)
+	r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{}}
+	if p, err := s.Proof(r); err != nil || p.Chain != nil {
+		t.Errorf("got the chain %v, %v; want none", p.Chain, err)
+	}
 }

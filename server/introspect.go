@@ -102,7 +102,7 @@ const (
 // gateway is who has the key in gatewayHeader, which needs the permission tokens:verify.
 func (s *Server) gateway(ctx context.Context, r *http.Request) (identity.Actor, error) {
 	a, err := s.Resolver.Resolve(ctx, identity.Proof{
-		Scheme: "Bearer", Value: r.Header.Get(gatewayHeader), Transport: identity.HTTPS, Org: r.Header.Get("X-Org-ID"),
+		Scheme: "Bearer", Value: r.Header.Get(gatewayHeader), Transport: identity.HTTPS, Org: r.Header.Get("X-Org-Id"),
 		Remote: netip.AddrPortFrom(s.ClientAddr(r), 0),
 	})
 	if fault.Is(err, fault.Unauthenticated) {

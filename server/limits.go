@@ -23,43 +23,43 @@ import (
 // buckets limits how often each of many keys may do something. It watches a
 // bounded number of keys: the one not seen for longest makes room, and begins
 // anew with a full bucket if it comes back.
-type buckets struct {
+type buckets[K comparable] struct {
 	rate config.Rate
 	most int
 
 	mu    sync.Mutex
-	byKey map[string]*linked.Element
-	order *linked.List // of *bucket, the one seen last in front
+	byKey map[K]*linked.Element
+	order *linked.List // of *bucket[K], the one seen last in front
 }
 
-type bucket struct {
-	key     string
+type bucket[K comparable] struct {
+	key     K
 	limiter *rate.Limiter
 }
 
-func newBuckets(r config.Rate, most int) *buckets {
-	return &buckets{rate: r, most: most, byKey: map[string]*linked.Element{}, order: linked.New()}
+func newBuckets[K comparable](r config.Rate, most int) *buckets[K] {
+	return &buckets[K]{rate: r, most: most, byKey: map[K]*linked.Element{}, order: linked.New()}
 }
 
-func (b *buckets) of(key string) *rate.Limiter {
+func (b *buckets[K]) of(key K) *rate.Limiter {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if e, ok := b.byKey[key]; ok {
 		b.order.MoveToFront(e)
-		return e.Value.(*bucket).limiter //nolint:errcheck // nothing else is in it
+		return e.Value.(*bucket[K]).limiter //nolint:errcheck // nothing else is in it
 	}
 	if b.order.Len() >= b.most {
 		oldest := b.order.Back()
 		b.order.Remove(oldest)
-		delete(b.byKey, oldest.Value.(*bucket).key) //nolint:errcheck // nothing else is in it
+		delete(b.byKey, oldest.Value.(*bucket[K]).key) //nolint:errcheck // nothing else is in it
 	}
 	l := rate.NewLimiter(rate.Limit(b.rate.PerSecond), b.rate.Burst)
-	b.byKey[key] = b.order.PushFront(&bucket{key, l})
+	b.byKey[key] = b.order.PushFront(&bucket[K]{key, l})
 	return l
 }
 
 // take counts one more, or returns how long to wait until it may.
-func (b *buckets) take(key string, now time.Time) (wait time.Duration) {
+func (b *buckets[K]) take(key K, now time.Time) (wait time.Duration) {
 	if b == nil || b.rate.PerSecond == 0 {
 		return 0
 	}
@@ -72,7 +72,7 @@ func (b *buckets) take(key string, now time.Time) (wait time.Duration) {
 
 // spent returns how long to wait until one more would be let through, without
 // counting it.
-func (b *buckets) spent(key string, now time.Time) (wait time.Duration) {
+func (b *buckets[K]) spent(key K, now time.Time) (wait time.Duration) {
 	if b == nil || b.rate.PerSecond == 0 {
 		return 0
 	}
@@ -84,31 +84,42 @@ func (b *buckets) spent(key string, now time.Time) (wait time.Duration) {
 
 // limits are the buckets of the HTTP listeners.
 type limits struct {
-	address    *buckets
-	credential *buckets
-	failures   *buckets
+	address    *buckets[netip.Addr]
+	credential *buckets[caller]
+	failures   *buckets[attempt]
+}
+
+// caller is an actor, whichever credential it showed.
+type caller struct {
+	kind identity.Kind
+	id   string
+}
+
+// attempt is where an identity is being proven from, and in which of the ways.
+type attempt struct {
+	from netip.Addr
+	how  string
 }
 
 func (s *Server) buildLimits() {
 	l := s.Config.Limits
 	s.limits = limits{
-		address:    newBuckets(l.PerAddress, l.Tracked),
-		credential: newBuckets(l.PerCredential, l.Tracked),
-		failures:   newBuckets(l.Failures, l.Tracked),
+		address:    newBuckets[netip.Addr](l.PerAddress, l.Tracked),
+		credential: newBuckets[caller](l.PerCredential, l.Tracked),
+		failures:   newBuckets[attempt](l.Failures, l.Tracked),
 	}
 	s.ClientAddr = clientAddr(s.Config.Proxies())
 }
 
 // source is what of an address counts as one client: of IPv6 the network, in
 // which one host has as many addresses as it likes.
-func source(a netip.Addr) string {
+func source(a netip.Addr) netip.Addr {
 	if a.Is6() {
-		p, err := a.Prefix(64)
-		if err == nil {
-			return p.String()
+		if p, err := a.Prefix(64); err == nil {
+			return p.Addr()
 		}
 	}
-	return a.String()
+	return a
 }
 
 func (s *Server) tooMany(limit string, wait time.Duration) error {
@@ -172,7 +183,7 @@ func scheme(p identity.Proof) string {
 // fail too often.
 func (s *Server) mayProve(p identity.Proof) error {
 	if how := scheme(p); how != "" {
-		if wait := s.limits.failures.spent(source(p.Remote.Addr())+" "+how, s.Now()); wait > 0 {
+		if wait := s.limits.failures.spent(attempt{source(p.Remote.Addr()), how}, s.Now()); wait > 0 {
 			return s.tooMany("failures", wait)
 		}
 	}
@@ -184,7 +195,7 @@ func (s *Server) mayProve(p identity.Proof) error {
 func (s *Server) proved(p identity.Proof, a identity.Actor, requestID string, err error) error {
 	now := s.Now()
 	if err == nil {
-		if wait := s.limits.credential.take(string(a.Kind)+" "+a.ID, now); wait > 0 {
+		if wait := s.limits.credential.take(caller{a.Kind, a.ID}, now); wait > 0 {
 			return s.tooMany("credential", wait)
 		}
 		return nil
@@ -193,7 +204,7 @@ func (s *Server) proved(p identity.Proof, a identity.Actor, requestID string, er
 	if how == "" || !fault.Is(err, fault.Unauthenticated) {
 		return err
 	}
-	s.limits.failures.take(source(p.Remote.Addr())+" "+how, now)
+	s.limits.failures.take(attempt{source(p.Remote.Addr()), how}, now)
 	s.metrics.failures.WithLabelValues("https", how).Inc()
 	if s.Audit != nil {
 		s.Audit.Fail(audit.Failure{Surface: "https", Reason: how, Remote: p.Remote.Addr().String(), Request: requestID})
@@ -250,7 +261,7 @@ type boundedListener struct {
 
 	mu     sync.Mutex
 	open   int
-	byAddr map[string]int
+	byAddr map[netip.Addr]int
 }
 
 // Accept implements net.Listener.
@@ -269,7 +280,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 }
 
 func (l *boundedListener) admit(c net.Conn) (net.Conn, bool) {
-	key := ""
+	var key netip.Addr // of nobody
 	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
 		a := ap.Addr().Unmap().WithZone("")
 		if !slices.ContainsFunc(l.exempt, func(p netip.Prefix) bool { return p.Contains(a) }) {
@@ -278,24 +289,24 @@ func (l *boundedListener) admit(c net.Conn) (net.Conn, bool) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open >= l.most || key != "" && l.byAddr[key] >= l.each {
+	if l.open >= l.most || key.IsValid() && l.byAddr[key] >= l.each {
 		return nil, false
 	}
 	if l.byAddr == nil {
-		l.byAddr = map[string]int{}
+		l.byAddr = map[netip.Addr]int{}
 	}
 	l.open++
-	if key != "" {
+	if key.IsValid() {
 		l.byAddr[key]++
 	}
 	return &boundedConn{Conn: c, done: sync.OnceFunc(func() { l.leave(key) })}, true
 }
 
-func (l *boundedListener) leave(key string) {
+func (l *boundedListener) leave(key netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
-	if key == "" {
+	if !key.IsValid() {
 		return
 	}
 	if l.byAddr[key]--; l.byAddr[key] == 0 {

@@ -175,7 +175,7 @@ func (s *Server) proof(r *http.Request) (identity.Proof, error) {
 	p := identity.Proof{
 		Transport: identity.HTTPS,
 		Remote:    netip.AddrPortFrom(s.ClientAddr(r), 0),
-		Org:       r.Header.Get("X-Org-ID"),
+		Org:       r.Header.Get("X-Org-Id"),
 	}
 	chain, proxied, err := clientChain(r)
 	if err != nil {

@@ -56,7 +56,7 @@ func clientChain(r *http.Request) (chain []*x509.Certificate, proxied bool, err 
 	if c, ok := r.Context().Value(clientCertificateKey{}).(clientCertificate); ok {
 		return c.chain, c.proxied, c.err
 	}
-	if r.TLS == nil {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 { // none, but no nil either, of a client that was asked
 		return nil, false, nil
 	}
 	return r.TLS.PeerCertificates, false, nil
@@ -70,6 +70,10 @@ func clientChain(r *http.Request) (chain []*x509.Certificate, proxied bool, err 
 // certificate, if it shows one, is not the client's.
 func (s *Server) passedOn(next echo.HandlerFunc) echo.HandlerFunc {
 	trusted, name := s.Config.Proxies(), s.Config.ForwardedCertificates
+	hidden := []string{standardChain}
+	for header := range certificateHeaders {
+		hidden = append(hidden, http.CanonicalHeaderKey(header))
+	}
 	return func(c echo.Context) error {
 		r := c.Request()
 		peer := directAddr(r)
@@ -81,10 +85,9 @@ func (s *Server) passedOn(next echo.HandlerFunc) echo.HandlerFunc {
 			r = r.WithContext(context.WithValue(r.Context(), clientCertificateKey{}, clientCertificate{chain, true, err}))
 			c.SetRequest(r)
 		}
-		for header := range certificateHeaders {
-			r.Header.Del(header)
+		for _, header := range hidden {
+			delete(r.Header, header)
 		}
-		r.Header.Del(standardChain)
 		return next(c)
 	}
 }

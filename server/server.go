@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -190,10 +191,13 @@ func (s *Server) mount(routes []route, more ...echo.MiddlewareFunc) http.Handler
 	e := echo.New()
 	e.HTTPErrorHandler = s.fail
 	e.IPExtractor = func(r *http.Request) string { return s.ClientAddr(r).String() }
-	e.Use(s.measured(routes), s.requestID, s.recovered, s.logged)
-	e.Use(more...)
+	// Put together here: echo would wrap the handler anew for every request.
+	all := echo.HandlerFunc(func(c echo.Context) error { return c.Handler()(c) })
+	for _, m := range slices.Backward(append([]echo.MiddlewareFunc{s.measured(routes), s.requestID, s.recovered, s.logged}, more...)) {
+		all = m(all)
+	}
+	e.Use(func(echo.HandlerFunc) echo.HandlerFunc { return all }) // for what is no route, too
 	for _, r := range routes {
-		// Put together here: echo would wrap the handler anew for every request.
 		e.Add(r.method, r.path, s.worded(r)(s.limited(r)(s.authenticated(r)(s.authorised(r)(r.handle)))))
 	}
 	return e
