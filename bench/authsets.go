@@ -178,7 +178,20 @@ func authSetsBench(r *run) error {
 		{"a pending device asks with the same bytes again", "auth", "again", goal{}},
 		{"a token is verified for a gateway", "verify", "", atMost(60, " µs")},
 	}
-	var contenders []contender
+	bare, echo, err := r.role("echo", order{})
+	if err != nil {
+		return err
+	}
+	defer bare.stop()
+	contenders := []contender{
+		{"bare echo on the same TLS", func() (float64, error) {
+			o := order{Addr: echo, Workers: 64, Echo: true, Paths: []string{"Bearer of nobody"}, PID: bare.pid()}
+			cost, _, err := bare.cost(func() (result, error) { return r.load("keys", o) })
+			return cost, err
+		}},
+		{"bare check of an Ed25519 signature, in the process", r.bareCheck},
+	}
+	limits := len(contenders)
 	var servers []*process
 	defer func() {
 		for _, p := range servers {
@@ -211,15 +224,18 @@ func authSetsBench(r *run) error {
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"over HTTPS on 64 kept connections", "server CPU at 1,000 devices", "at " + thousands(r.devices), "a second of it", "goals"}}
+	rows := [][]string{{"over HTTPS on 64 kept connections", "server CPU at 1,000 devices", "at " + thousands(r.devices), "a second of it", "of the bare echo", "goals"}}
+	for _, s := range got[:limits] {
+		rows = append(rows, []string{s.name, s.text(" µs"), "", figure(1e6 / s.median()), figure(ratio(s, got[0])), ""})
+	}
 	for i, op := range over {
-		small, large := got[i], got[len(over)+i]
+		small, large := got[limits+i], got[limits+len(over)+i]
 		v := ratio(large, small)
 		goals := figure(v) + " times that at 1,000, " + r.verdict(v, atMost(1.3, " times"))
 		if op.goal.limit > 0 {
 			goals += "; " + r.verdict(large.median(), op.goal)
 		}
-		rows = append(rows, []string{op.name, small.text(" µs"), large.text(" µs"), figure(1e6 / large.median()), goals})
+		rows = append(rows, []string{op.name, small.text(" µs"), large.text(" µs"), figure(1e6 / large.median()), figure(ratio(large, got[0])), goals})
 	}
 	r.table(rows...)
 	fmt.Fprintln(r.out)
@@ -228,6 +244,19 @@ func authSetsBench(r *run) error {
 	}
 	servers = nil
 	return authSetsInProcess(r, sizes[1])
+}
+
+// bareCheck is what checking a signature takes, of a text as long as an auth request.
+func (r *run) bareCheck() (float64, error) {
+	key, text := authKey(0), []byte(strings.Repeat("x", 400))
+	sig := ed25519.Sign(key, text)
+	public, ok := key.Public().(ed25519.PublicKey)
+	return r.each(func(int) error {
+		if !ok || !ed25519.Verify(public, text, sig) {
+			return errors.New("not verified")
+		}
+		return nil
+	})
 }
 
 // authSetsInProcess measures the same without HTTP, beside a check of the signature alone.
@@ -276,23 +305,12 @@ func authSetsInProcess(r *run, devices int) error {
 		}
 		return float64((spent() - before).Nanoseconds()) / 1000 / float64(len(tokens)), nil
 	}
-	bare := func() (float64, error) {
-		key, text := authKey(0), []byte(strings.Repeat("x", 400))
-		sig := ed25519.Sign(key, text)
-		public, ok := key.Public().(ed25519.PublicKey)
-		return r.each(func(int) error {
-			if !ok || !ed25519.Verify(public, text, sig) {
-				return errors.New("not verified")
-			}
-			return nil
-		})
-	}
 	got, err := r.inTurns(
 		contender{"a pending device asks", ask(true)},
 		contender{"an accepted device asks for a token", ask(false)},
 		contender{"the token is verified for the first time", resolve},
 		contender{"and again", resolve},
-		contender{"bare check of an Ed25519 signature", bare},
+		contender{"bare check of an Ed25519 signature", r.bareCheck},
 	)
 	if err != nil {
 		return err

@@ -200,7 +200,7 @@ type process struct {
 // profiles that is the same server in this program.
 func (r *run) serve(dir string) (*process, error) {
 	if r.profiles != "" {
-		return r.host(dir, hosting{Profile: filepath.Join(r.profiles, r.current)})
+		return r.host(dir, hosting{Profile: filepath.Join(r.profiles, r.current+"-"+filepath.Base(dir))})
 	}
 	binary, err := filepath.Abs(r.binary)
 	if err != nil {
