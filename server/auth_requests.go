@@ -4,10 +4,14 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/labstack/echo/v4"
 
@@ -220,6 +224,35 @@ func mender(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
+// menderPaths begin the paths of Mender's API that are this server's to answer.
+var menderPaths = []string{"/api/devices/v1/authentication/", "/api/management/v2/devauth/", "/api/internal/v1/devauth/"}
+
+// asMender has what is not there, or not by that method, answered as Mender's
+// servers do; OPTIONS says what a path knows, to anybody, and a slash too many at
+// its end is no other path.
+func (s *Server) asMender(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		if !slices.ContainsFunc(menderPaths, func(p string) bool { return strings.HasPrefix(r.URL.Path, p) }) {
+			return next(c)
+		}
+		c.Set(wireKey, menderProblem)
+		if allowed, known := c.Get(echo.ContextKeyHeaderAllow).(string); known && r.Method == http.MethodOptions {
+			for method := range strings.SplitSeq(allowed, ", ") {
+				c.Response().Header().Add(echo.HeaderAllow, method)
+			}
+			menderID(c)
+			return c.NoContent(http.StatusOK)
+		}
+		err := next(c)
+		if e, ok := errors.AsType[*echo.HTTPError](err); ok && e.Code == http.StatusNotFound && strings.HasSuffix(r.URL.Path, "/") && !slices.Contains(menderPaths, r.URL.Path) {
+			u := url.URL{Path: strings.TrimRight(r.URL.Path, "/"), RawQuery: r.URL.RawQuery}
+			return c.Redirect(http.StatusMovedPermanently, u.String())
+		}
+		return err
+	}
+}
+
 func menderID(c echo.Context) string {
 	rid := c.Request().Header.Get(menderRequestID)
 	if !requestIDForm.MatchString(rid) {
@@ -236,6 +269,12 @@ func menderProblem(c echo.Context, status int, p problem) error {
 	}
 	if status == http.StatusServiceUnavailable {
 		p.Error = "service unavailable"
+	}
+	switch p.Code {
+	case codeNoRoute:
+		p.Error = "not found"
+	case codeNoMethod:
+		p.Error = "method not allowed"
 	}
 	b, err := json.Marshal(struct {
 		Error     string `json:"error"`

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -283,6 +284,72 @@ func TestAuthRequestForm(t *testing.T) {
 		res, body := d.ask(t, s, row.change)
 		if res.StatusCode != row.status || !strings.Contains(body, row.text) {
 			t.Errorf("%s: got %d %s, want %d %s", name, res.StatusCode, body, row.status, row.text)
+		}
+	}
+}
+
+// What is not there is answered as Mender's servers do, whose clients look at it.
+func TestMenderPathsThatAreNotThere(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	const devauth, internal = "/api/management/v2/devauth", "/api/internal/v1/devauth"
+	for _, c := range []struct {
+		method, path string
+		status       int
+		body         string
+		allow        string // sorted, one value a method
+	}{
+		{"GET", devauth + "/nothing", 404, "not found", ""},
+		{"GET", internal + "/nothing", 404, "not found", ""},
+		{"POST", "/api/devices/v1/authentication/nothing", 404, "not found", ""},
+		{"GET", authRequests, 405, "method not allowed", "OPTIONS POST"},
+		{"HEAD", authRequests, 405, "", "OPTIONS POST"},
+		{"PUT", devauth + "/devices", 405, "method not allowed", "GET OPTIONS POST"},
+		{"OPTIONS", authRequests, 200, "", "OPTIONS POST"},
+		{"OPTIONS", devauth + "/devices/x/auth/y/status", 200, "", "GET OPTIONS PUT"},
+		{"OPTIONS", devauth + "/nothing", 404, "not found", ""},
+		{"POST", authRequests + "/", 301, "", ""},
+		{"GET", internal + "/alive", 204, "", ""},
+		{"GET", internal + "/health", 503, "service unavailable", ""}, // the server of this test says of itself that it has not begun
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), c.method, s.url+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-MEN-RequestID", "of-the-client")
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var allowed []string
+		for _, values := range res.Header.Values("Allow") {
+			allowed = append(allowed, strings.Split(values, ", ")...)
+		}
+		slices.Sort(allowed)
+		if res.StatusCode != c.status || strings.Join(allowed, " ") != c.allow {
+			t.Errorf("%s %s: got %d %s, allowing %q; want %d and %q", c.method, c.path, res.StatusCode, b, allowed, c.status, c.allow)
+		}
+		want := ""
+		if c.body != "" {
+			want = `{"error":"` + c.body + `","request_id":"of-the-client"}`
+		}
+		if string(b) != want {
+			t.Errorf("%s %s: got the body %s, want %s", c.method, c.path, b, want)
+		}
+		if c.method == "OPTIONS" && c.status == 200 && len(res.Header.Values("Allow")) != len(allowed) {
+			t.Errorf("OPTIONS %s: allows %q, want a header for each", c.path, res.Header.Values("Allow"))
+		}
+		if got := res.Header.Get("X-MEN-RequestID"); (got == "of-the-client") != (c.status != 301 && c.method != "HEAD") {
+			t.Errorf("%s %s: the id of the request is %q", c.method, c.path, got)
+		}
+		if c.status == 301 && res.Header.Get("Location") != authRequests {
+			t.Errorf("%s %s: sent on to %s", c.method, c.path, res.Header.Get("Location"))
 		}
 	}
 }

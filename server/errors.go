@@ -94,6 +94,12 @@ func (s *Server) worded(r route) echo.MiddlewareFunc {
 	}
 }
 
+// The codes of what the router itself refuses.
+const (
+	codeNoRoute  = "no_route"
+	codeNoMethod = "method_not_allowed"
+)
+
 // problem maps err to a status and what the client reads.
 func (s *Server) problem(err error) (int, problem) {
 	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -108,9 +114,9 @@ func (s *Server) problem(err error) (int, problem) {
 	if e, ok := errors.AsType[*echo.HTTPError](err); ok { // the router's own
 		switch e.Code {
 		case http.StatusNotFound:
-			return e.Code, problem{Error: "there is nothing at this path; /openapi.yaml lists what there is", Code: "no_route"}
+			return e.Code, problem{Error: "there is nothing at this path; /openapi.yaml lists what there is", Code: codeNoRoute}
 		case http.StatusMethodNotAllowed:
-			return e.Code, problem{Error: "this path does not know this method; the Allow header lists those it does", Code: "method_not_allowed"}
+			return e.Code, problem{Error: "this path does not know this method; the Allow header lists those it does", Code: codeNoMethod}
 		}
 	}
 	return http.StatusInternalServerError, problem{Error: "internal error", Code: fault.Internal.String()}

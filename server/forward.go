@@ -90,10 +90,10 @@ func (s *Server) buildForward(context.Context) error {
 func (s *Server) forwardRequest(c echo.Context) error {
 	r := c.Request()
 	switch {
-	case r.URL.Path+"/" == ownDevices || strings.HasPrefix(r.URL.Path, ownDevices):
-		c.Response().Header().Set("Allow", http.MethodPost)
+	case r.URL.Path == ownDevices+"auth_requests":
+		c.Response().Header().Set("Allow", "POST, OPTIONS")
 		return echo.ErrMethodNotAllowed
-	case s.forward == nil:
+	case s.forward == nil, r.URL.Path+"/" == ownDevices, strings.HasPrefix(r.URL.Path, ownDevices):
 		return echo.ErrNotFound
 	}
 	epoch := s.Devices.Epoch() // before the proof: what is revoked from here on ends the exchange

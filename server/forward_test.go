@@ -330,7 +330,7 @@ func TestForwardPaths(t *testing.T) {
 		"/api/devices/v1/%0d%0aX:y":                           400,
 		"/api/devices/":                                       202,
 		"/api/devices/v1/authentication/auth_requests":        405,
-		"/api/devices/v1/authentication/else":                 405,
+		"/api/devices/v1/authentication/else":                 404,
 		"/api/devices/v1/%61uthentication/auth_requests":      405,
 		"/api/devices":                                        404,
 	} {

@@ -20,7 +20,23 @@ func (s *Server) introspectRoutes() []route {
 		// in gatewayHeader and is asked for permission by the handler.
 		{method: http.MethodGet, path: verify, need: identity.Public, handle: mender(s.verifyToken), wire: menderProblem},
 		{method: http.MethodPost, path: verify, need: identity.Public, handle: mender(s.verifyToken), wire: menderProblem},
+		{method: http.MethodGet, path: "/api/internal/v1/devauth/alive", need: identity.Public, handle: mender(menderAlive), wire: menderProblem},
+		{method: http.MethodGet, path: "/api/internal/v1/devauth/health", need: identity.Public, handle: mender(s.menderHealth), wire: menderProblem},
 	}
+}
+
+// menderAlive says that the process serves at all.
+func menderAlive(c echo.Context) error { return c.NoContent(http.StatusNoContent) }
+
+// menderHealth says whether requests should come here, as readyz does on the
+// listener for operations, which says why.
+func (s *Server) menderHealth(c echo.Context) error {
+	for _, f := range s.examine(c.Request().Context()) {
+		if f.State == failed {
+			return fault.New(fault.Unavailable, "the server is not ready")
+		}
+	}
+	return c.NoContent(http.StatusNoContent)
 }
 
 // introspection is an answer by RFC 7662, 2.2. Of a token that is not active it says

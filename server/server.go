@@ -185,7 +185,9 @@ func (s *Server) HashElsewhere(command ...string) {
 }
 
 // Handler returns what the HTTPS listener serves.
-func (s *Server) Handler() http.Handler { return s.mount(s.routes(), s.passedOn, s.throttled) }
+func (s *Server) Handler() http.Handler {
+	return s.mount(s.routes(), s.asMender, s.passedOn, s.throttled)
+}
 
 func (s *Server) mount(routes []route, more ...echo.MiddlewareFunc) http.Handler {
 	e := echo.New()
