@@ -95,8 +95,10 @@ func (h *handedOut) in(b []byte) (found []string) {
 // inUse are the secrets that the memory of a server cannot be without while it
 // serves, and why; SECURITY.md lists them.
 var inUse = map[string]string{
-	"the private key of a CA": "the CA is in service and signs with it",
-	"the master key, decoded": "what is sealed is opened with what it wraps",
+	"the private key of a CA":                      "the CA is in service and signs with it",
+	"the master key, decoded":                      "what is sealed is opened with what it wraps",
+	"what posts to a message sink are signed with": "the sink is in service",
+	"the password for a broker of messages":        "the sink is in service",
 }
 
 // totp is the code of a secret now (RFC 6238).
@@ -117,11 +119,12 @@ func totp(t *testing.T, secret string, now time.Time) string {
 // is, and then looks for each in all that it has written, and in its memory.
 func TestNoSecretIsLeftAnywhere(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, append([]string{"log.level=debug", "coap.anonymous=true"}, fast...)...)
+	s := prepare(t, append(append([]string{"log.level=debug", "coap.anonymous=true"}, named...), fast...)...)
+	h := &handedOut{t: t}
+	s.secretSinks(h)
 	// As deploy/keystead.service and the image have it: what is let go of is overwritten.
 	s.launch("env", append([]string{"GODEBUG=clobberfree=1", bin, "serve", "--data", s.data}, s.args...)...)
 	s.ready()
-	h := &handedOut{t: t}
 	c := s.https()
 	s.useAccounts(h, c)
 	for _, pid := range s.children() { // which hash passwords
@@ -129,6 +132,7 @@ func TestNoSecretIsLeftAnywhere(t *testing.T) {
 	}
 	s.useOAuth(h, c)
 	s.useDevices(h, c)
+	s.useBootstrap(h, c)
 	c.CloseIdleConnections()
 	s.admin().Close()
 
@@ -473,6 +477,105 @@ func (s *server) useDevices(h *handedOut, c *http.Client) {
 		t.Fatal(err)
 	}
 	h.keep("the master key, decoded", decoded)
+}
+
+// secretSinks configures sinks of messages that have secrets.
+func (s *server) secretSinks(h *handedOut) {
+	s.t.Helper()
+	for file, text := range map[string]string{
+		"hook.secret":   h.text("what posts to a message sink are signed with", "what the sink of messages checks"),
+		"broker.secret": h.text("the password for a broker of messages", "seven brokers nap at noon"),
+	} {
+		if err := os.WriteFile(s.path(file), []byte(text), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	s.configure(`
+messages:
+  sinks:
+    - {name: hook, type: webhook, url: "https://hook.invalid/in", secret_file: "` + s.path("hook.secret") + `"}
+    - {name: broker, type: mqtt, url: "mqtts://broker.invalid:8883", topic: "fleet/{device}", client_id: keystead, username: keystead, password_file: "` + s.path("broker.secret") + `"}
+`)
+}
+
+// useBootstrap has the server make keys for devices, and write them to them.
+func (s *server) useBootstrap(h *handedOut, c *http.Client) {
+	t := s.t
+	t.Helper()
+	thing := s.newThing(client.NewThing{Name: "talker"})
+	h.text("the key of a thing that sends messages", thing.Key)
+	if body, code := s.curl("-H", "Authorization: Thing "+thing.Key, "-H", "Content-Type: application/senml+json", "-d", `[{"n":"t","v":1}]`, s.url("/http/messages")); code/100 != 2 {
+		t.Fatalf("a message: %d %s", code, body)
+	}
+
+	// A key made over EST.
+	token, err := s.admin().CreateEnrolmentToken(t.Context(), client.NewEnrolmentToken{Device: thing.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.text("an enrolment token for a key", token.Token)
+	s.request("asks", "/CN=talker")
+	body, code := s.est("/.well-known/est/serverkeygen", "asks", "-u", "u:"+token.Token)
+	if code != http.StatusOK {
+		t.Fatalf("serverkeygen: %d %s", code, body)
+	}
+	_, part, _ := strings.Cut(body, "application/pkcs8")
+	_, part, _ = strings.Cut(part, "\r\n\r\n")
+	part, _, _ = strings.Cut(part, "\r\n--")
+	der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(part), ""))
+	if err != nil {
+		t.Fatalf("serverkeygen: %v: %s", err, body)
+	}
+	s.keepKey(h, "a key made over EST", der)
+
+	// Keys written in bootstraps.
+	sink := h.text("what posts to an LwM2M server are signed with", "what the server of devices checks")
+	s.cli("server", "add", "elsewhere", "coaps://dm.example:5684", "--short-id", "7", "--weight", "0", "--sink", "webhook", "--sink-url", "https://hook.invalid/", "--sink-secret", sink)
+	s.bootstrapServer("reuse")
+	for credential, what := range map[string]string{"rotate-psk": "a key written in a bootstrap", "issue-cert": "the key of a certificate written in a bootstrap"} {
+		k := s.textPSK()
+		h.text("a key to bootstrap with", k.text(t))
+		s.cli("policy", "override", "set", k.Device, "--credential", credential, "--bootstrap-account", "rotate")
+		dev := s.lwm2mClient("1.1", withPSK(k, k.text(t))...)
+		dev.account = 1
+		dev.bootstrap()
+		made, _ := dev.written["/0/0"].Resource(5).([]byte)
+		if account, _ := dev.written["/0/1"].Resource(5).([]byte); len(account) == 0 {
+			t.Fatal("the bootstrap account was not rotated")
+		} else {
+			h.keep("the new key of a bootstrap account", account)
+		}
+		if credential == "issue-cert" {
+			s.keepKey(h, what, made)
+		} else {
+			h.keep(what, made)
+		}
+		dev.conn.Close()
+	}
+
+	// The question for a passkey, sealed.
+	var begun struct{ State string }
+	s.must2xx(c, http.MethodPost, "/tokens/passkey/begin", "", "", &begun)
+	h.text("the question for a passkey", begun.State)
+	if code, answer := s.exchange(c, http.MethodPost, "/tokens/passkey", "", "", `{"state":`+jsonText(begun.State)+`,"credential":{"id":"AAAA","rawId":"AAAA","type":"public-key","response":{}}}`); code/100 != 4 {
+		t.Errorf("an answer that is none: %d %s", code, answer)
+	}
+}
+
+// keepKey notes a private key in PKCS #8, as it is and by its scalar.
+func (s *server) keepKey(h *handedOut, what string, der []byte) {
+	s.t.Helper()
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if err != nil || !ok {
+		s.t.Fatalf("%s: %T, %v", what, parsed, err)
+	}
+	scalar, err := key.Bytes()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	h.keep(what, scalar)
+	h.keep(what+" in PKCS #8", der)
 }
 
 // deviceToken has a device with an accepted auth set ask for its token.

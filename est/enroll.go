@@ -156,6 +156,9 @@ func challengeTicket(csr *x509.CertificateRequest) (t seal.Ticket, ok bool) {
 // issue decides which device is enrolled, and issues.
 func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr *x509.CertificateRequest, public any) (*Issued, error) {
 	ctx = identity.NewContext(ctx, c.actor(d))
+	if err := s.PKI.NoSecret(ctx, csr.RawSubject); err != nil {
+		return nil, err // before the name is kept anywhere
+	}
 	e := &d.Settings.Enrollment
 	name := d.Settings.IdentityMapping.device(csr)
 	if name == "" {
@@ -779,7 +782,7 @@ func (s *Service) note(ctx context.Context, call *Call, csr *x509.CertificateReq
 		slog.String("remote", call.Remote.String()), slog.String("request_id", identity.RequestID(ctx)),
 	}
 	if csr != nil {
-		attrs = append(attrs, slog.String("subject", csr.Subject.String()))
+		attrs = append(attrs, slog.String("subject", s.PKI.SubjectText(ctx, csr)))
 	}
 	if err == nil {
 		s.Log.LogAttrs(ctx, slog.LevelInfo, "enrolled", append(attrs, slog.String("device", issued.Record.Device), slog.String("serial", string(issued.Record.Serial)))...)

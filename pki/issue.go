@@ -116,7 +116,7 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 	if err := p.subject(); err != nil {
 		return err
 	}
-	if err := s.noSecret(ctx, t.subject); err != nil {
+	if err := s.NoSecret(ctx, t.subject); err != nil {
 		return err
 	}
 	if err := p.extensions(s.PublicHTTP); err != nil {
@@ -177,9 +177,17 @@ func (p *Prepared) subject() error {
 	return nil
 }
 
-// noSecret refuses a subject that has a device's secret in it, as Mainflux names
+// SubjectText is a subject as it may be logged: without what a device proves itself with.
+func (s *Service) SubjectText(ctx context.Context, csr *x509.CertificateRequest) string {
+	if s.NoSecret(ctx, csr.RawSubject) != nil {
+		return "[secret]"
+	}
+	return csr.Subject.String()
+}
+
+// NoSecret refuses a subject that has a device's secret in it, as Mainflux names
 // certificates: whoever sees the certificate could be the device.
-func (s *Service) noSecret(ctx context.Context, subject []byte) error {
+func (s *Service) NoSecret(ctx context.Context, subject []byte) error {
 	if s.IsSecret == nil {
 		return nil
 	}
