@@ -22,6 +22,9 @@ type TestSession struct {
 	mid    uint16
 }
 
+// OfferOnly has the gateway offer one cipher suite over DTLS. It is called between Listen and Run.
+func (g *Gateway) OfferOnly(suite dtls.CipherSuiteID) { g.udp.suites = []dtls.CipherSuiteID{suite} }
+
 // lightConn tells pion of one socket, and remembers how far it numbered its records.
 type lightConn struct {
 	*net.UDPConn

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -83,6 +84,30 @@ func TestEverySuite(t *testing.T) {
 					}
 				}
 				c.close()
+			}
+		}
+	}
+}
+
+// Both builds of libcoap, which take no list of suites from their user, with a server that
+// has one suite: each of those that they have in common with this one.
+func TestEverySuiteOfLibcoap(t *testing.T) {
+	for _, suite := range []dtls.CipherSuiteID{
+		dtls.TLS_PSK_WITH_AES_128_CCM_8, dtls.TLS_PSK_WITH_AES_128_CCM, dtls.TLS_PSK_WITH_AES_128_GCM_SHA256,
+		dtls.TLS_ECDHE_PSK_WITH_CHACHA20_POLY1305_SHA256, dtls.TLS_ECDHE_PSK_WITH_AES_128_CBC_SHA256,
+		dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8, dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM, dtls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		dtls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+	} {
+		w := listeningWorld(t)
+		w.gw.OfferOnly(suite)
+		w.run()
+		by := w.files("cert1")
+		if slices.Contains(suitesOf["psk"], suite) {
+			by = []string{"-u", "dev1", "-k", testKey}
+		}
+		for _, flavour := range []string{"openssl", "gnutls"} {
+			if out := w.libcoap(flavour, append([]string{"-B", "5", "-A", "50", "coaps://" + w.udp.String() + "/whoami"}, by...)...); !strings.Contains(out, `"device":"d1"`) {
+				t.Errorf("%v, %s: %q", suite, flavour, out)
 			}
 		}
 	}

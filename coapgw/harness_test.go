@@ -190,6 +190,14 @@ const testKey = "sesame-sesame-16"
 // certificate "cert1" and the thing key "thing1". set changes the gateway before it starts.
 func newWorld(t testing.TB, set ...func(*coapgw.Gateway)) *world {
 	t.Helper()
+	w := listeningWorld(t, set...)
+	w.run()
+	return w
+}
+
+// listeningWorld is newWorld with a gateway that does not run yet.
+func listeningWorld(t testing.TB, set ...func(*coapgw.Gateway)) *world {
+	t.Helper()
 	w := &world{t: t, ledger: newLedger(), ca: newAuthority(t)}
 	w.ledger.addPSK("dev1", testKey, "d1")
 	w.ledger.add("cert1", device("d1", identity.Certificate, "c1"))
@@ -211,20 +219,24 @@ func newWorld(t testing.TB, set ...func(*coapgw.Gateway)) *world {
 	if err := w.gw.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	if err := w.gw.Listen(ctx); err != nil {
+	if err := w.gw.Listen(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	w.udp, w.tcp = w.gw.Addrs()
+	return w
+}
+
+// run runs the gateway until the test ends.
+func (w *world) run() {
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.gw.Run(ctx) }()
-	t.Cleanup(func() {
+	w.t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("the gateway ended with %v", err)
+			w.t.Errorf("the gateway ended with %v", err)
 		}
 	})
-	return w
 }
 
 // dial opens a DTLS session as a client of pion's.
