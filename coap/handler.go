@@ -34,7 +34,7 @@ type Route struct {
 
 	// Enrols marks what a session may use whose certificate is of no known device
 	// and only good to enrol one: identity.ErrMayEnrol. It reaches nothing else,
-	// whatever its requests show besides.
+	// whatever its requests show besides, before it is signed in as by OCF.
 	Enrols bool
 
 	MaxBody    int    // the largest request body in bytes; 0 for the gateway's default

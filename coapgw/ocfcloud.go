@@ -92,8 +92,11 @@ func stateOf(s coap.Session) *ocfState {
 
 func (g *Gateway) ocfRoutes() []coap.Route {
 	o := &ocf{g, g.OCF}
+	// Where the certificate names the device, one that leads to a CA of the organisation and is of
+	// no device here yet is what a device comes with; it is signed in by its token, too.
+	outside := g.OCF.ClientCertificateRequired
 	routes := []coap.Route{
-		{Method: coap.GET, Path: "/x.plgd.dev/time", Need: identity.Public, Handle: o.time},
+		{Method: coap.GET, Path: "/x.plgd.dev/time", Need: identity.Public, Enrols: outside, Handle: o.time},
 		{Method: coap.GET, Path: "/oic/rd", Need: identity.DeviceOnly, Handle: o.selection},
 		{Method: coap.POST, Path: "/oic/rd", Need: identity.DeviceOnly, Handle: publish},
 		{Method: coap.DELETE, Path: "/oic/rd", Need: identity.DeviceOnly, Handle: unpublish},
@@ -113,7 +116,7 @@ func (g *Gateway) ocfRoutes() []coap.Route {
 			if handle == nil {
 				handle = unsupported(path != "/x.plgd.dev/time")
 			}
-			routes = append(routes, coap.Route{Method: method, Path: path, Need: identity.Public, Handle: handle, MaxBody: 16 << 10})
+			routes = append(routes, coap.Route{Method: method, Path: path, Need: identity.Public, Enrols: outside, Handle: handle, MaxBody: 16 << 10})
 		}
 	}
 	return routes

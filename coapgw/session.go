@@ -376,11 +376,11 @@ func (s *session) identify(ctx context.Context, shown credential) (a identity.Ac
 func (s *session) anonymous() bool { return s.psk == "" && len(s.chain) == 0 }
 
 // enrolsOnly reports whether the session is of nobody, by a certificate that is good
-// to enrol a device and for nothing else.
+// to enrol a device and for nothing else: not if it is signed in.
 func (s *session) enrolsOnly() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.enrols
+	return s.enrols && s.signed == nil
 }
 
 // maxRefused is how many wrong credentials the requests of a session may show.
