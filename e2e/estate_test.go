@@ -153,6 +153,12 @@ func (s *server) estate() *estate {
 	csr := jsonText(readText(s.t, s.path("late.pem")))
 	e.bodies["POST /api/v1/cas/{id}/sign"] = `{"csr":` + csr + `}`
 	e.bodies["POST /api/v1/dms/{id}/webhook-test"] = `{"csr":` + csr + `}`
+	e.bodies["POST /api/v1/dms/{id}/diagnose"] = `{"csr":` + csr + `}`
+	for _, path := range []string{"/api/v1/cas/{id}", "/api/v1/dms/{id}", "/api/v1/certificates/{serial}"} {
+		for _, method := range []string{"PATCH ", "PUT "} {
+			e.bodies[method+path+"/metadata"] = `{"patches":[{"op":"add","path":"/taken","value":true}]}`
+		}
+	}
 	e.bodies["POST /api/v1/cas/{id}/revoke"] = `{"reason":"keyCompromise"}`
 	e.bodies["POST /api/v1/certificates/{serial}/revoke"] = `{"reason":"keyCompromise"}`
 	for _, path := range []string{"/api/v1/profiles/{id}", "/api/v1/dms/{id}"} {
