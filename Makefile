@@ -77,7 +77,7 @@ REVOKED ?= 100000
 ROUNDS  ?= 3
 BENCH   := $(GO) run -buildvcs=false ./bench -keep $(FLEETS) -devices $(DEVICES) -revoked $(REVOKED) -rounds $(ROUNDS)
 
-bench: build ## every benchmark beside its limit, into docs/benchmarks.md (NAME=regexp: some, printed only; DEVICES=, REVOKED=, ROUNDS=)
+bench: packages build ## every benchmark beside its limit, into docs/benchmarks.md (NAME=regexp: some, printed only; DEVICES=, REVOKED=, ROUNDS=)
 	@$(BENCH) -name '$(NAME)' $(if $(filter .,$(NAME)),-out docs/benchmarks.md)
 
 T ?= 10m
@@ -85,7 +85,7 @@ T ?= 10m
 bench-scale: build ## what must not grow with the fleet (DEVICES=10000000)
 	@$(BENCH) -name 'resolve|https|start|crl|scale'
 
-profiles: build ## CPU and allocations of the server under the benchmarks, into profiles/ (NAME=regexp), for go tool pprof
+profiles: packages build ## CPU and allocations of the server under the benchmarks, into profiles/ (NAME=regexp), for go tool pprof
 	@$(BENCH) -name '$(if $(filter .,$(NAME)),enrol|handshake|coap|https,$(NAME))' -rounds 2 -profiles profiles
 
 soak: build ## everything at once for a time: T=10m
