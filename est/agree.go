@@ -164,7 +164,7 @@ func wrapKey(wrapping, key []byte) ([]byte, error) {
 			copy(work[8:], out[8*i:])
 			block.Encrypt(work[:], work[:])
 			copy(out[8*i:8*i+8], work[8:])
-			step := uint64(n*j + i) //nolint:gosec // G115: small and positive
+			step := uint64(n*j + i)
 			binary.BigEndian.PutUint64(work[:8], binary.BigEndian.Uint64(work[:8])^step)
 		}
 	}

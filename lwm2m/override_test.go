@@ -10,8 +10,6 @@ import (
 	"keystead/lwm2m"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 // What is said for one device holds for its bootstraps and for no other's, over
 // whatever policy it has, until it is taken back.
 func TestADeviceOtherwiseThanItsPolicy(t *testing.T) {
@@ -21,8 +19,8 @@ func TestADeviceOtherwiseThanItsPolicy(t *testing.T) {
 		t.Errorf("before there is one: %v, want NotFound", err)
 	}
 	set, err := b.SetOverride(user(t, "acme"), string(b.key.Identity), lwm2m.Override{
-		Device: "another", Mode: lwm2m.ModeReuse, Deletes: []string{}, SkipDiscover: ptr(false), Format: ptr(coap.LwM2MTLV),
-		Lifetime: ptr(int64(77)), Binding: "UQ", Retry: ptr(true), Resources: map[string]string{"13": "9"},
+		Device: "another", Mode: lwm2m.ModeReuse, Deletes: []string{}, SkipDiscover: new(false), Format: new(coap.LwM2MTLV),
+		Lifetime: new(int64(77)), Binding: "UQ", Retry: new(true), Resources: map[string]string{"13": "9"},
 		Access: []lwm2m.Access{{Object: 3, Rights: map[string]int64{"dm": 3}}},
 	})
 	if err != nil || set.Device != b.key.Device {
@@ -118,12 +116,12 @@ func TestOverridesThatAreRefused(t *testing.T) {
 		"a grace beyond a year":            {GraceHours: 9000},
 		"a bootstrap account":              {Account: "drop"},
 		"a path":                           {Deletes: []string{"/0/1/2"}},
-		"a format":                         {Format: ptr(coap.JSON)},
-		"a lifetime":                       {Lifetime: ptr(int64(-1))},
+		"a format":                         {Format: new(coap.JSON)},
+		"a lifetime":                       {Lifetime: new(int64(-1))},
 		"a binding":                        {Binding: "X"},
 		"a resource that is not to be set": {Resources: map[string]string{"0": "1"}},
 		"rights":                           {Access: []lwm2m.Access{{Rights: map[string]int64{"a": 32}}}},
-		"blind rotation":                   {Account: lwm2m.RotateAccount, SkipDiscover: ptr(true)},
+		"blind rotation":                   {Account: lwm2m.RotateAccount, SkipDiscover: new(true)},
 		"a region":                         {Region: string(make([]byte, 65))},
 	} {
 		if _, err := b.SetOverride(user(t, "acme"), b.key.Device, o); !fault.Is(err, fault.Invalid) {

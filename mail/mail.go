@@ -205,9 +205,9 @@ func (s *Service) Round(ctx context.Context) (time.Duration, error) {
 // try sends one mail and notes what came of it. The log has neither the address
 // nor what the mail server said of it.
 func (s *Service) try(ctx context.Context, w waiting) error {
-	m, err := s.open(w)
-	if err != nil {
-		s.Log.ErrorContext(ctx, "mail: cannot open one; it is tried again", "mail", w.ID, "tries", w.Tries+1, "error", err)
+	m, unreadable := s.open(w)
+	if unreadable != nil {
+		s.Log.ErrorContext(ctx, "mail: cannot open one; it is tried again", "mail", w.ID, "tries", w.Tries+1, "error", unreadable)
 		return s.later(ctx, w)
 	}
 	late := !m.Until.IsZero() && !s.Now().Before(m.Until)
@@ -217,7 +217,7 @@ func (s *Service) try(ctx context.Context, w waiting) error {
 	failed := s.send(ctx, w.ID, m)
 	switch {
 	case ctx.Err() != nil:
-		return nil // stopping: it is tried again at the next start
+		return nil //nolint:nilerr // stopping: it is tried again at the next start
 	case failed == nil:
 		return s.drop(ctx, w)
 	case failed.permanent:

@@ -208,7 +208,7 @@ func (t *template) addKeyUsage(bits uint) {
 		}
 	}
 	used := last/8 + 1
-	t.add(oidKeyUsage, true, append([]byte{asn1.TagBitString, byte(1 + used), byte(7 - last%8)}, b[:used]...)) //nolint:gosec // G115: 1 or 2 bytes, 0 to 7 bits of them not used
+	t.add(oidKeyUsage, true, append([]byte{asn1.TagBitString, byte(1 + used), byte(7 - last%8)}, b[:used]...))
 }
 
 func usageBits(names KeyUsages) uint {

@@ -45,11 +45,13 @@ func (t *tlsIdentity) named(name string) (*tls.Certificate, error) {
 		return nil, errors.New("server: no certificate yet")
 	case outside == nil:
 		return own, nil
-	case own == nil || name == "" || outside.Leaf.VerifyHostname(name) == nil || own.Leaf.VerifyHostname(name) != nil:
-		return outside, nil
+	case own != nil && name != "" && fits(own, name) && !fits(outside, name):
+		return own, nil
 	}
-	return own, nil
+	return outside, nil
 }
+
+func fits(c *tls.Certificate, name string) bool { return c.Leaf.VerifyHostname(name) == nil }
 
 // datagrams is named for DTLS, whose suites here take ECDSA and no RSA.
 func (t *tlsIdentity) datagrams(name string) (*tls.Certificate, error) {
