@@ -272,3 +272,58 @@ func (s *server) thing(name string) (device, secret string) {
 	s.secret(made.Things[0].Key)
 	return made.Things[0].ID, made.Things[0].Key
 }
+
+// A certificate that ends while its connections are open is refused at the next
+// request of each, and on a TLS session that is resumed; and renews nothing.
+func TestExpiredOnOpenConnections(t *testing.T) {
+	t.Parallel()
+	s := start(t, fast...)
+	var made struct{ Things []struct{ ID string } }
+	s.must2xx(s.https(), http.MethodPost, "/things", s.key, `{"name":"pump","type":"sensor"}`, &made)
+	thing := made.Things[0].ID
+	end := time.Now().Add(15 * time.Second).Truncate(time.Second) // for all that is opened first
+	write(t, s.path("soon.json"), fmt.Appendf(nil, `{"name":"soon over","honor_subject":true,"key_usage":["DigitalSignature"],"extended_key_usages":["ClientAuth"],"validity":{"type":"Time","time":%q}}`, end.Format(time.RFC3339)))
+	s.sh(`
+		"$KEYSTEAD" --data "$DATA" profile create soon.json 2> profile
+		"$KEYSTEAD" --data "$DATA" cert issue --thing ` + thing + ` --name soon --profile "$(cat profile)"`)
+	cert := s.certificate("soon")
+
+	cache := tls.NewLRUClientSessionCache(1)
+	before, err := s.connect(cert, cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := s.connect(cert, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overDTLS := s.mustDial(withCertificate(cert)...)
+	for name, ask := range map[string]func() (who, error){"TLS to be resumed": before.whoami, "TLS": open.whoami, "DTLS": overDTLS.whoami} {
+		w, err := ask()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		w.isDevice(s, thing, "certificate")
+	}
+	before.conn.Close()
+	if !time.Now().Before(end) {
+		t.Fatal("the certificate ended before everything was open")
+	}
+	time.Sleep(time.Until(end.Add(time.Second)))
+
+	if w, err := open.whoami(); err == nil {
+		t.Errorf("on the open TLS connection: %+v, want it refused", w)
+	}
+	if w, err := overDTLS.whoami(); err == nil {
+		t.Errorf("in the open DTLS session: %+v, want it refused", w)
+	}
+	if after, err := s.connect(cert, cache); err == nil {
+		if w, err := after.whoami(); err == nil {
+			t.Errorf("on a TLS connection (resumed: %v): %+v, want it refused", after.conn.ConnectionState().DidResume, w)
+		}
+	}
+	s.sh(`openssl req -new -key soon.key -subj "/CN=` + thing + `" -outform DER | openssl base64 -A > soon.csr`)
+	if body, code := s.curl("--cert", cert.cert, "--key", cert.key, "-H", "Content-Type: application/pkcs10", "--data-binary", "@"+s.path("soon.csr"), s.url("/.well-known/est/simplereenroll")); code != http.StatusUnauthorized {
+		t.Errorf("renewal: %d %s, want 401", code, body)
+	}
+}
