@@ -17,8 +17,10 @@ PACKAGES := \
 	chromium \
 	chromium-driver \
 	curl \
+	gcc \
 	iproute2 \
 	jq \
+	libc6-dev \
 	libcoap3-bin \
 	libstrongswan-extra-plugins \
 	libstrongswan-standard-plugins \
@@ -28,6 +30,7 @@ PACKAGES := \
 	mosquitto-clients \
 	nginx-light \
 	openssl \
+	softhsm2 \
 	strace \
 	strongswan-pki
 
@@ -43,7 +46,9 @@ run: build ## build, start in ./data (DATA=dir) and say where things are
 	@exec ./bin/keystead serve --data $(DATA)
 
 test: packages build ## every test, with real clients; as root installs the Debian packages it needs
-	@{ $(GO) test -json -timeout 8m ./... || true; $(GO) test -json -tags e2e -timeout 16m ./e2e/... || true; } | $(GO) run ./internal/tested -again
+	@{ $(GO) test -json -timeout 8m ./... || true; \
+	  CGO_ENABLED=1 $(GO) test -json -tags pkcs11 -run SoftHSM ./pki || true; \
+	  $(GO) test -json -tags e2e -timeout 16m ./e2e/... || true; } | $(GO) run ./internal/tested -again
 
 unit: ## the tests that need nothing but Go
 	@$(GO) test ./...
