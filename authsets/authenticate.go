@@ -379,12 +379,17 @@ type checkIn struct {
 
 var checkIns = store.NewTable[checkIn]("auth check-in")
 
-// housekeeping is how often Run writes down check-ins and removes what waited too long.
+// housekeeping is how often Run writes down check-ins and removes what waited too long; sooner,
+// if less is too long.
 const housekeeping = 10 * time.Second
 
 // Run does what has to be done from time to time, until ctx is done.
 func (s *Service) Run(ctx context.Context) error {
-	tick := time.NewTicker(housekeeping)
+	pause := housekeeping
+	if ttl := s.Config.PendingTTL; ttl > 0 {
+		pause = min(pause, ttl)
+	}
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for {
 		select {

@@ -31,8 +31,8 @@ func (c Config) Validate() error {
 	if c.MaxPending < 1 {
 		all = append(all, fmt.Errorf("max_pending: %d lets no new device in; the least is 1", c.MaxPending))
 	}
-	if c.PendingTTL != 0 && c.PendingTTL < time.Minute {
-		all = append(all, fmt.Errorf("pending_ttl: %v is shorter than a minute; 0 is for ever", c.PendingTTL))
+	if c.PendingTTL != 0 && c.PendingTTL < time.Second {
+		all = append(all, fmt.Errorf("pending_ttl: %v is shorter than a second; 0 is for ever", c.PendingTTL))
 	}
 	return errors.Join(all...)
 }
