@@ -145,6 +145,26 @@ func (s *Service) LastSeen(ctx context.Context, list []Device) (map[string]time.
 	return at, err
 }
 
+// Notes fills in the comments and labels of those devices that have a record, which holds them.
+func (s *Service) Notes(ctx context.Context, list []Device) error {
+	return s.DB.View(ctx, func(tx store.Tx) error {
+		for i := range list {
+			if !list[i].Linked {
+				continue
+			}
+			record, err := s.Devices.GetIn(ctx, tx, list[i].ID)
+			if fault.Is(err, fault.NotFound) {
+				continue // it went since the list was read
+			}
+			if err != nil {
+				return err
+			}
+			list[i].Comment, list[i].Labels = record.Comment, record.Labels
+		}
+		return nil
+	})
+}
+
 // New is a device to preauthorise.
 type New struct {
 	Identity Canonical

@@ -28,7 +28,7 @@ func authSetCommand(a *app) *cobra.Command {
 		authSetMove(a, "accept", "Accept a device's pending auth set: it gets tokens from now on"),
 		authSetMove(a, "reject", "Reject a device's auth set: its tokens end at once"),
 		authSetMove(a, "dismiss", "Remove a device's auth set: it may ask again"),
-		authSetPreauthorize(a), authSetImport(a))
+		authSetDescribe(a), authSetPreauthorize(a), authSetImport(a))
 }
 
 var authDeviceColumns = []column[client.AuthDevice]{
@@ -52,6 +52,8 @@ var authDeviceColumns = []column[client.AuthDevice]{
 		}
 		return strings.Join(lines, "\n")
 	}, wide: true},
+	{name: "labels", cell: func(d client.AuthDevice) string { return pairs(d.Labels) }},
+	{name: "comment", cell: func(d client.AuthDevice) string { return d.Comment }, wide: true},
 	{name: "last seen", cell: func(d client.AuthDevice) string { return whenever(d.CheckInTime) }},
 	{name: "created", cell: func(d client.AuthDevice) string { return when(d.CreatedAt) }, wide: true},
 }
@@ -128,7 +130,7 @@ func pickAuthSet(ctx context.Context, c *client.Client, args []string, verb stri
 	}
 	d, err := c.AuthDevice(ctx, args[0])
 	if err != nil {
-		return "", hinted(err, "keystead authset list shows the devices of this organisation; --org names another")
+		return "", noAuthDevice(err)
 	}
 	var fit []string
 	for _, s := range d.AuthSets {
@@ -174,6 +176,57 @@ func (a *app) authSetBulk(ctx context.Context, c *client.Client, b client.BulkCh
 	}
 	a.done("%d devices %s%sed, %d left", changed, would, strings.TrimSuffix(b.Action, "e"), len(skipped))
 	return nil
+}
+
+func authSetDescribe(a *app) *cobra.Command {
+	var comment string
+	var changes []string
+	cmd := &cobra.Command{
+		Use:   "describe DEVICE",
+		Short: "Set the comment and labels of a device, whether it waits or was let in",
+		Long: `Set the comment and labels of a device, whether it waits or was let in.
+
+What is not named stays. A device that has a comment or a label is not taken for junk: it
+waits for a decision however long that takes. Once it was let in, keystead device list
+--label finds it.`,
+		Example: `  keystead authset describe 0190f3c2-… --comment "behind the ladder" --label site=hall-3 --label line-`,
+		Args:    cobra.ExactArgs(1),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			var edit client.AuthDeviceEdit
+			if cmd.Flags().Changed("comment") {
+				edit.Comment = &comment
+			}
+			if len(changes) > 0 {
+				d, err := c.AuthDevice(cmd.Context(), args[0])
+				if err != nil {
+					return noAuthDevice(err)
+				}
+				labels, err := relabelled(d.Labels, changes)
+				if err != nil {
+					return usage(cmd, err)
+				}
+				edit.Labels = &labels
+			}
+			if edit == (client.AuthDeviceEdit{}) {
+				return usage(cmd, errors.New("say what to set: --comment, --label"))
+			}
+			d, err := c.DescribeAuthDevice(cmd.Context(), args[0], edit)
+			if err != nil {
+				return noAuthDevice(err)
+			}
+			return printOne(a, d, authDeviceColumns)
+		}),
+	}
+	cmd.Flags().StringVar(&comment, "comment", "", "what people should know of it; an empty one takes it away")
+	cmd.Flags().StringArrayVar(&changes, "label", nil, "a label, `key=value`, or key- to take it away; may be repeated")
+	return cmd
+}
+
+func noAuthDevice(err error) error {
+	if codeOf(err) == exitNotFound {
+		return hinted(err, "keystead authset list shows the devices of this organisation; --org names another")
+	}
+	return err
 }
 
 func authSetPreauthorize(a *app) *cobra.Command {

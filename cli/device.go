@@ -40,7 +40,7 @@ func deviceCommand(a *app) *cobra.Command {
 		deviceList(a), deviceShow(a), deviceCreate(a),
 		deviceMove(a, "suspend", "Refuse a device everywhere until it is resumed; closes what it has open", (*client.Client).SuspendDevice),
 		deviceMove(a, "resume", "End the suspension of a device", (*client.Client).ResumeDevice),
-		deviceDelete(a), deviceLabel(a), deviceAlias(a), deviceRevoke(a))
+		deviceDelete(a), deviceLabel(a), deviceComment(a), deviceAlias(a), deviceRevoke(a))
 }
 
 var deviceColumns = []column[client.Device]{
@@ -225,19 +225,46 @@ func deviceLabel(a *app) *cobra.Command {
 			if err != nil {
 				return noDevice(err)
 			}
-			labels := maps.Clone(d.Labels)
-			for _, change := range args[1:] {
-				if key, value, ok := strings.Cut(change, "="); ok && key != "" {
-					labels[key] = value
-				} else if key, ok := strings.CutSuffix(change, "-"); ok && key != "" {
-					delete(labels, key)
-				} else {
-					return usage(cmd, fmt.Errorf("%q is neither key=value nor key-", change))
-				}
+			labels, err := relabelled(d.Labels, args[1:])
+			if err != nil {
+				return usage(cmd, err)
 			}
 			d, err = c.EditDevice(cmd.Context(), d.ID, client.DeviceEdit{Labels: &labels})
 			if err != nil {
 				return err
+			}
+			return printOne(a, d, deviceColumns)
+		}),
+	}
+}
+
+// relabelled is labels with changes, each key=value or key-.
+func relabelled(labels map[string]string, changes []string) (map[string]string, error) {
+	changed := map[string]string{}
+	maps.Copy(changed, labels)
+	for _, change := range changes {
+		if key, value, ok := strings.Cut(change, "="); ok && key != "" {
+			changed[key] = value
+		} else if key, ok := strings.CutSuffix(change, "-"); ok && key != "" {
+			delete(changed, key)
+		} else {
+			return nil, fmt.Errorf("%q is neither key=value nor key-", change)
+		}
+	}
+	return changed, nil
+}
+
+func deviceComment(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "comment DEVICE TEXT",
+		Short:             "Say what people should know of a device; an empty text takes it away",
+		Example:           `  keystead device comment 0190f3c2-… "behind the ladder"`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.completeDevices(),
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			d, err := c.EditDevice(cmd.Context(), args[0], client.DeviceEdit{Comment: &args[1]})
+			if err != nil {
+				return noDevice(err)
 			}
 			return printOne(a, d, deviceColumns)
 		}),

@@ -77,6 +77,17 @@ func (c *Client) SetAuthStatus(ctx context.Context, device, set, status string) 
 	return err
 }
 
+// AuthDeviceEdit changes what people say of a device; what is nil stays.
+type AuthDeviceEdit struct {
+	Comment *string            `json:"comment,omitempty"`
+	Labels  *map[string]string `json:"labels,omitempty"`
+}
+
+// DescribeAuthDevice changes the comment and labels of a device.
+func (c *Client) DescribeAuthDevice(ctx context.Context, device string, e AuthDeviceEdit) (AuthDevice, error) {
+	return Do[AuthDevice](ctx, c, http.MethodPatch, devauth+Path("devices", device), nil, e)
+}
+
 // DismissAuthSet removes an auth set.
 func (c *Client) DismissAuthSet(ctx context.Context, device, set string) error {
 	_, err := Do[struct{}](ctx, c, http.MethodDelete, devauth+Path("devices", device, "auth", set), nil, nil)

@@ -95,6 +95,9 @@ func (s *Server) writeAuthDevices(c echo.Context, list []authsets.Device) error 
 	if err != nil {
 		return err
 	}
+	if err := s.AuthSets.Notes(c.Request().Context(), list); err != nil {
+		return err
+	}
 	views := make([]authDeviceView, len(list))
 	for i, d := range list {
 		views[i] = viewAuthDevice(d, seen)
@@ -222,11 +225,15 @@ func (s *Server) showAuthDevice(c echo.Context) error {
 }
 
 func (s *Server) writeAuthDevice(c echo.Context, status int, d authsets.Device) error {
-	seen, err := s.AuthSets.LastSeen(c.Request().Context(), []authsets.Device{d})
+	list := []authsets.Device{d}
+	seen, err := s.AuthSets.LastSeen(c.Request().Context(), list)
 	if err != nil {
 		return err
 	}
-	return c.JSON(status, viewAuthDevice(d, seen))
+	if err := s.AuthSets.Notes(c.Request().Context(), list); err != nil {
+		return err
+	}
+	return c.JSON(status, viewAuthDevice(list[0], seen))
 }
 
 type preauth struct {
