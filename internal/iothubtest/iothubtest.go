@@ -70,7 +70,7 @@ func (h *Hub) Connection() string {
 func (h *Hub) signed(header string) error {
 	rest, ok := strings.CutPrefix(header, "SharedAccessSignature ")
 	if !ok {
-		return fmt.Errorf("Authorization is %q", header)
+		return fmt.Errorf("it is signed by %q", header)
 	}
 	parts := map[string]string{}
 	for part := range strings.SplitSeq(rest, "&") {
@@ -137,7 +137,7 @@ func (h *Hub) serve(_ http.ResponseWriter, r *http.Request, id string, body []by
 		return http.StatusConflict // DeviceAlreadyExists
 	case r.Method == http.MethodDelete && match == "":
 		return http.StatusBadRequest
-	case match != "" && match != "*" && match != strconv.Quote(has["etag"].(string)):
+	case match != "" && match != "*" && match != strconv.Quote(fmt.Sprint(has["etag"])):
 		return http.StatusPreconditionFailed
 	case r.Method == http.MethodGet:
 		return http.StatusOK
@@ -151,7 +151,11 @@ func (h *Hub) serve(_ http.ResponseWriter, r *http.Request, id string, body []by
 		h.t.Errorf("hub: body %s", body)
 		return http.StatusBadRequest
 	}
-	auth := in["authentication"].(map[string]any)
+	auth, ok := in["authentication"].(map[string]any)
+	if !ok {
+		h.t.Errorf("hub: body %s", body)
+		return http.StatusBadRequest
+	}
 	if auth["type"] == "sas" && auth["symmetricKey"] == nil {
 		auth["symmetricKey"] = map[string]any{"primaryKey": "made by the hub for " + id}
 	}
