@@ -10,7 +10,9 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"keystead/est"
@@ -23,9 +25,23 @@ import (
 type hook struct {
 	*httptest.Server
 	answer func(w http.ResponseWriter, r *http.Request, body map[string]any)
-	bodies []map[string]any
-	raw    []string
-	header []http.Header
+
+	mu   sync.Mutex
+	list []question
+}
+
+// question is what the hook was asked.
+type question struct {
+	body   map[string]any
+	raw    string
+	header http.Header
+}
+
+// asked returns all the hook was asked.
+func (h *hook) asked() []question {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.list)
 }
 
 func newHook(t *testing.T) *hook {
@@ -38,7 +54,9 @@ func newHook(t *testing.T) *hook {
 		if err := json.Unmarshal(raw, &body); err != nil {
 			t.Errorf("the hook was sent %s", raw)
 		}
-		h.bodies, h.raw, h.header = append(h.bodies, body), append(h.raw, string(raw)), append(h.header, r.Header.Clone())
+		h.mu.Lock()
+		h.list = append(h.list, question{body, string(raw), r.Header.Clone()})
+		h.mu.Unlock()
 		h.answer(w, r, body)
 	})
 	mux.HandleFunc("/well-known", func(w http.ResponseWriter, _ *http.Request) {
@@ -106,16 +124,17 @@ func TestWebhookDecides(t *testing.T) {
 	if d := must(f.Devices.Find(f.ctx, "dev-yes")); d.Metadata["owner"] != "jo" {
 		t.Errorf("got metadata %v, want what the webhook says", d.Metadata)
 	}
-	first := h.bodies[0]
+	question := h.asked()[0]
+	first := question.body
 	der, _ := pem.Decode(must(base64.StdEncoding.DecodeString(first["csr"].(string))))
 	if csr := must(pki.ParseCSR(der.Bytes)); csr.Subject.CommonName != "dev-yes" || first["device_cn"] != "dev-yes" || first["aps"] != "plain" || first["operation"] != "simpleenroll" {
 		t.Errorf("the hook was sent %v", first)
 	}
 	sent := first["http_request"].(map[string]any)["headers"].(map[string]any)
-	if sent["X-Site"] != "7" || sent["Cookie"] != nil || h.header[0].Get("Content-Type") != "application/json" {
-		t.Errorf("the hook was sent headers %v as %s", sent, h.header[0].Get("Content-Type"))
+	if sent["X-Site"] != "7" || sent["Cookie"] != nil || question.header.Get("Content-Type") != "application/json" {
+		t.Errorf("the hook was sent headers %v as %s", sent, question.header.Get("Content-Type"))
 	}
-	if got, want := h.header[0].Get(outbound.SignatureHeader), outbound.Sign(seal.Secret("sixteen bytes ok"), []byte(h.raw[0]), f.now()); got != want {
+	if got, want := question.header.Get(outbound.SignatureHeader), outbound.Sign(seal.Secret("sixteen bytes ok"), []byte(question.raw), f.now()); got != want {
 		t.Errorf("signature: got %q, want %q", got, want)
 	}
 	h.answer = func(w http.ResponseWriter, r *http.Request, _ map[string]any) {
@@ -139,8 +158,8 @@ func TestWebhookReachesNoPrivateAddress(t *testing.T) {
 	f.Guard = outbound.Guard{}
 	f.dms(t, "in", `{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"EXTERNAL_WEBHOOK","external_webhook_settings":{"url":"`+h.URL+`/hook","config":{}}}}}`)
 	a := f.do(t, exchange{path: "in/simpleenroll", body: b64(request(t, newKey(t), "x"))})
-	if a.status != 502 || len(h.bodies) != 0 {
-		t.Errorf("got %d, and the hook was asked %d times; want 502 and never", a.status, len(h.bodies))
+	if a.status != 502 || len(h.asked()) != 0 {
+		t.Errorf("got %d, and the hook was asked %d times; want 502 and never", a.status, len(h.asked()))
 	}
 }
 
@@ -161,8 +180,8 @@ func TestCertificateAndWebhookMustBothPass(t *testing.T) {
 	}
 	h.answer = says(`{"authorized":true}`)
 	ask(good, "dev-1").issued(t)
-	if len(h.bodies) != 1 || h.bodies[0]["client_certificate"].(map[string]any)["subject"] != "CN=dev" {
-		t.Errorf("the hook was asked %v", h.bodies)
+	if len(h.asked()) != 1 || h.asked()[0].body["client_certificate"].(map[string]any)["subject"] != "CN=dev" {
+		t.Errorf("the hook was asked %v", h.asked())
 	}
 	if a := ask(bad, "dev-2"); a.status != 401 {
 		t.Errorf("a bad certificate: got %d %s", a.status, a.body)
@@ -170,7 +189,7 @@ func TestCertificateAndWebhookMustBothPass(t *testing.T) {
 	if a := ask(exchange{}, "dev-2"); a.status != 401 {
 		t.Errorf("no certificate: got %d %s", a.status, a.body)
 	}
-	if len(h.bodies) != 1 {
+	if len(h.asked()) != 1 {
 		t.Error("the hook was asked about a bad certificate")
 	}
 	h.answer = says(`{"authorized":false}`)

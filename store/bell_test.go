@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,19 +17,20 @@ func TestBell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var bell store.Bell
 		ctx, stop := context.WithCancel(t.Context())
-		rounds, busy, done := 0, make(chan struct{}), make(chan error)
+		var rounds atomic.Int32
+		busy, done := make(chan struct{}), make(chan error)
 		go func() {
 			done <- bell.Rounds(ctx, func(context.Context) (time.Duration, error) {
-				rounds++
+				rounds.Add(1)
 				<-busy
 				return time.Minute, nil
 			})
 		}()
-		expect := func(want int, why string) {
+		expect := func(want int32, why string) {
 			t.Helper()
 			synctest.Wait()
-			if rounds != want {
-				t.Fatalf("%d rounds, want %d: %s", rounds, want, why)
+			if got := rounds.Load(); got != want {
+				t.Fatalf("%d rounds, want %d: %s", got, want, why)
 			}
 		}
 		expect(1, "one at the start")
