@@ -8,7 +8,6 @@ import (
 
 	"keystead/fault"
 	"keystead/pki"
-	"keystead/store"
 )
 
 // Question is what a device would show, to be told what would come of it.
@@ -129,9 +128,11 @@ func (s *Service) diagnoseEnrolment(ctx context.Context, x *diagnosing, d *DMS, 
 	if !keygen {
 		x.note("signature", "the request is signed with its own key", checkRequest(&enrolment.EST, enrolment.VerifyCSR, call, c, csr))
 	}
-	name := d.Settings.IdentityMapping.device(csr)
-	plan := &plan{dms: d, caller: c, csr: csr, name: name}
-	if !x.note("device", "the request may enrol "+quoted(name), s.mayEnrol(ctx, plan)) {
+	plan, err := s.named(ctx, d, c, csr)
+	if err == nil {
+		_, err = s.decide(ctx, plan, false)
+	}
+	if !x.note("device", "the request may enrol "+quoted(d.Settings.IdentityMapping.device(csr)), err) {
 		return
 	}
 	if x.Device = plan.device; enrolment.ManualApproval {
@@ -139,23 +140,6 @@ func (s *Service) diagnoseEnrolment(ctx context.Context, x *diagnosing, d *DMS, 
 		x.Status = http.StatusAccepted
 	}
 	s.diagnoseIssue(ctx, x, d, csr, plan.device, keygen)
-}
-
-// mayEnrol decides which device a request is of, as issue does.
-func (s *Service) mayEnrol(ctx context.Context, p *plan) error {
-	switch {
-	case p.name == "":
-		return fault.New(fault.Invalid, "no CommonName in CSR: the request must name the device (%s)", p.dms.Settings.IdentityMapping.source())
-	case p.caller.token != nil && !p.caller.token.allowsName(p.name):
-		return fault.New(fault.Forbidden, "the enrolment token is not for %s", quoted(p.name))
-	}
-	if err := p.dms.Settings.Enrollment.bound(p.caller, p.name); err != nil {
-		return err
-	}
-	if p.caller.spent != nil {
-		return p.caller.spent
-	}
-	return s.DB.View(ctx, func(tx store.Tx) error { return s.settle(ctx, tx, p) })
 }
 
 // hook says that a webhook would be asked too.

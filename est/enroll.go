@@ -156,21 +156,10 @@ func challengeTicket(csr *x509.CertificateRequest) (t seal.Ticket, ok bool) {
 // issue decides which device is enrolled, and issues.
 func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr *x509.CertificateRequest, public any) (*Issued, error) {
 	ctx = identity.NewContext(ctx, c.actor(d))
-	if err := s.PKI.NoSecret(ctx, csr.RawSubject); err != nil {
-		return nil, err // before the name is kept anywhere
-	}
-	e := &d.Settings.Enrollment
-	name := d.Settings.IdentityMapping.device(csr)
-	if name == "" {
-		return nil, fault.New(fault.Invalid, "no CommonName in CSR: the request must name the device (%s)", d.Settings.IdentityMapping.source())
-	}
-	if c.token != nil && !c.token.allowsName(name) {
-		return nil, fault.New(fault.Forbidden, "the enrolment token is not for %s", quoted(name))
-	}
-	if err := e.bound(c, name); err != nil {
+	plan, err := s.named(ctx, d, c, csr)
+	if err != nil {
 		return nil, err
 	}
-	plan := &plan{dms: d, caller: c, csr: csr, name: name}
 	if again, err := s.decide(ctx, plan, public == nil); again != nil || err != nil {
 		return again, err
 	}
@@ -198,6 +187,24 @@ func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr 
 		return nil, err
 	}
 	return finished(d, record)
+}
+
+// named returns the plan of a request that may have the name it asks for.
+func (s *Service) named(ctx context.Context, d *DMS, c *caller, csr *x509.CertificateRequest) (*plan, error) {
+	if err := s.PKI.NoSecret(ctx, csr.RawSubject); err != nil {
+		return nil, err // before the name is kept anywhere
+	}
+	name := d.Settings.IdentityMapping.device(csr)
+	if name == "" {
+		return nil, fault.New(fault.Invalid, "no CommonName in CSR: the request must name the device (%s)", d.Settings.IdentityMapping.source())
+	}
+	if c.token != nil && !c.token.allowsName(name) {
+		return nil, fault.New(fault.Forbidden, "the enrolment token is not for %s", quoted(name))
+	}
+	if err := d.Settings.Enrollment.bound(c, name); err != nil {
+		return nil, err
+	}
+	return &plan{dms: d, caller: c, csr: csr, name: name}, nil
 }
 
 func finished(d *DMS, record pki.Certificate) (*Issued, error) {
