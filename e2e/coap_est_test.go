@@ -160,6 +160,7 @@ func TestESTOverCoAP(t *testing.T) {
 	s := start(t, "webhook.allow_cidrs=127.0.0.0/8")
 	s.dms(`{"id":"plant","name":"plant","settings":` + fmt.Sprintf(pskSettings, "", `,"server_keygen_settings":{"enabled":true}`) + `}`)
 	s.dms(`{"id":"byhand","name":"by hand","settings":` + fmt.Sprintf(pskSettings, `,"manual_approval":true`, "") + `}`)
+	s.dms(`{"id":"linked","name":"linked","settings":{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"PSK","channel_binding":"required"}}}}`)
 	s.dms(`{"id":"asked","name":"asked","settings":{"enrollment_settings":{"enable_replaceable_enrollment":true,"est_rfc7030_settings":{"auth_mode":"EXTERNAL_WEBHOOK",
 		"external_webhook_settings":{"url":"` + hook.URL + `","config":{"auth_mode":"noauth"}}}}}}`)
 	s.dms(`{"id":"tokens","name":"tokens","settings":` + tokenSettings + `}`)
@@ -250,6 +251,11 @@ func TestESTOverCoAP(t *testing.T) {
 			t.Errorf("%s: got %v %q, want %v with %q", wrong.what, m.Code, m.Payload, wrong.code, wrong.tells)
 		}
 		d.close()
+	}
+
+	// What has to be linked to a TLS connection cannot be here.
+	if m := c.est(coap.POST, "/est/linked/sen", 0, 286, csr); m.Code != coap.Forbidden || !strings.Contains(string(m.Payload), "HTTPS") {
+		t.Errorf("where linking is required: got %v %q, want 4.03", m.Code, m.Payload)
 	}
 
 	// Who has to be approved of is told to come again, and does so with the same request.

@@ -316,6 +316,9 @@ func (s *Service) checkAuth(ctx context.Context, org string, a *AuthSettings, at
 	}
 	oneOf(note, at+".challenge_password", a.ChallengePassword, "", "channel_binding", "enrolment_token", "ignore")
 	oneOf(note, at+".channel_binding", a.ChannelBinding, "", "off", "if_present", "required")
+	if a.ChannelBinding == "required" && (a.ChallengePassword == "enrolment_token" || a.ChallengePassword == "ignore") {
+		note(at+".channel_binding", "cannot be required where challenge_password is "+a.ChallengePassword+": the challengePassword of a request is where it stands")
+	}
 }
 
 func quoted(s string) string {

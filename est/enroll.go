@@ -120,6 +120,9 @@ func linked(a *AuthSettings, call *Call, c *caller, csr *x509.CertificateRequest
 	}
 	shown, has := pki.Challenge(csr)
 	required := a.ChannelBinding == "required" && (c == nil || !c.ra)
+	if required && call.Binding == nil && !call.trial {
+		return fault.New(fault.Forbidden, "linking identity and proof of possession to a TLS connection is required by this DMS, and CoAP has none to link to; use EST over HTTPS")
+	}
 	if !has {
 		if required {
 			return fault.New(fault.Invalid, "linking identity and proof of possession is required: put the base64 of the TLS channel binding (tls-unique, or tls-exporter with TLS 1.3) in the challengePassword of the request")
@@ -127,7 +130,7 @@ func linked(a *AuthSettings, call *Call, c *caller, csr *x509.CertificateRequest
 		return nil
 	}
 	if call.Binding == nil {
-		return nil // no channel to bind to, as over CoAP
+		return nil // no channel to link to, as over CoAP
 	}
 	values, provable := call.Binding()
 	for _, value := range values {

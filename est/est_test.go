@@ -33,6 +33,7 @@ import (
 	"keystead/audit"
 	"keystead/devices"
 	"keystead/est"
+	"keystead/fault"
 	"keystead/identity"
 	"keystead/outbound"
 	"keystead/page"
@@ -828,6 +829,31 @@ func TestChannelBinding(t *testing.T) {
 				t.Errorf("TLS %x, %s: got %d %s, want %d", version, test.dms, resp.StatusCode, body, test.want)
 			}
 			if d, err := f.Devices.Find(f.ctx, "linked"); err == nil {
+				must(f.Devices.Decommission(f.ctx, d.ID))
+			}
+		}
+	}
+}
+
+// Over CoAP there is no TLS connection to link to: where it is required nothing enrols, whatever
+// stands in the challengePassword.
+func TestRequiredLinkingIsNotHadOverCoAP(t *testing.T) {
+	f := open(t)
+	f.dms(t, "linked", `{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"ENROLMENT_TOKEN","channel_binding":"required"}}}`)
+	f.dms(t, "open", tokenOnly)
+	key := newKey(t)
+	plain := request(t, key, "far")
+	for name, der := range map[string][]byte{"nothing": plain, "anything": withAttribute(t, key, plain, oidChallenge, "d3Jvbmc=")} {
+		for dms, want := range map[string]fault.Kind{"linked": fault.Forbidden, "open": 0} {
+			_, token, _ := strings.Cut(f.token(t, est.NewToken{DMS: dms, CommonName: "far"}), ":")
+			call := &est.Call{Label: dms, Operation: est.SimpleEnroll, Transport: identity.CoAPUDP, Scheme: "Bearer", Value: token}
+			_, err := f.Enroll(t.Context(), call, der)
+			if want == 0 && err != nil || want != 0 && !fault.Is(err, want) {
+				t.Errorf("%s in the challengePassword, %s: %v", name, dms, err)
+			}
+			if d, err := f.Devices.Find(f.ctx, "far"); (err == nil) != (want == 0) {
+				t.Errorf("%s, %s: is there a device: %v", name, dms, err)
+			} else if err == nil {
 				must(f.Devices.Decommission(f.ctx, d.ID))
 			}
 		}

@@ -263,6 +263,8 @@ func TestDMSSettingsAreChecked(t *testing.T) {
 		"unknown profile":    `{"issuance_profile_id":"nope","enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"JWT"}}}`,
 		"a profile of a CA":  `{"issuance_profile":{"name":"x","validity":{"type":"x"}},"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"JWT"}}}`,
 		"a key nobody makes": `{"server_keygen_settings":{"enabled":true,"key":{"type":"DSA","bits":1024}},"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"JWT"}}}`,
+		"linked to a token":  `{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"ENROLMENT_TOKEN","challenge_password":"enrolment_token","channel_binding":"required"}}}`,
+		"linked and ignored": `{"reenrollment_settings":{"est_rfc7030_settings":{"auth_mode":"CLIENT_CERTIFICATE","challenge_password":"ignore","channel_binding":"required"}},"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"JWT"}}}`,
 		"unknown source":     `{"identity_mapping":{"device":"shoe_size"},"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"JWT"}}}`,
 	} {
 		var d est.DMS
