@@ -1,5 +1,5 @@
-// Package argon computes argon2id in processes of its own, which the kernel runs
-// when nothing else has to be done. A hash is made to be slow: within the server it
+// Package argon computes argon2id in processes of its own, to which the kernel gives
+// less of a processor than to the rest. A hash is made to be slow: within the server it
 // would keep a processor for longer than hundreds of requests take, and Go's
 // scheduler would have them wait for it.
 package argon
@@ -166,8 +166,8 @@ func (x *process) ask(q question, password, salt []byte) ([]byte, error) {
 	return key, err
 }
 
-// Serve answers what a [Pool] asks, until it asks no more. It gives way to
-// everything else the machine has to do.
+// Serve answers what a [Pool] asks, until it asks no more, at a lower priority than
+// it was started with.
 func Serve(in io.Reader, out io.Writer) error {
 	_ = giveWay() // where it may not, it is still not in the server's way as a part of it would be
 	for {
