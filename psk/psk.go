@@ -260,10 +260,26 @@ func (s *Service) Resolve(ctx context.Context, p identity.Proof) (identity.Actor
 	return a, err
 }
 
-// held is what of a key a handshake needs: it leaves out what takes long to decode.
+// held is what of a key a handshake needs, read without decoding the rest.
 type held struct {
-	Device string `cbor:"device"`
-	Sealed []byte `cbor:"sealed"`
+	Device string
+	Sealed []byte
+}
+
+// UnmarshalCBOR implements [store.Unmarshaler]: it reads the record of a [Key].
+func (h *held) UnmarshalCBOR(b []byte) error {
+	r := store.Read(b)
+	for n := r.Map(); n > 0; n-- {
+		switch string(r.Text()) {
+		case "device":
+			h.Device = string(r.Text())
+		case "sealed":
+			h.Sealed = r.Bytes()
+		default:
+			r.Skip()
+		}
+	}
+	return r.Err()
 }
 
 // helds reads the records of table, and never writes them.

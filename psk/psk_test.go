@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -318,4 +319,23 @@ func BenchmarkCreate(b *testing.B) {
 		}
 		b.ReportMetric(float64(psk.Batch*b.N)/b.Elapsed().Seconds(), "keys/s")
 	})
+}
+
+// BenchmarkResolve recognises random devices of fifty thousand by their keys.
+func BenchmarkResolve(b *testing.B) {
+	s := newService(b)
+	var made []psk.Made
+	for range 50 {
+		some, err := s.CreateMany(as(b, "acme"), psk.Batch, psk.New{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		made = append(made, some...)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.Resolve(b.Context(), identity.Proof{PSK: string(made[rand.IntN(len(made))].Key.Identity)}); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

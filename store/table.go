@@ -119,7 +119,12 @@ func (t *Table[T]) load(tx Tx, key []byte) (v T, err error) {
 func (t *Table[T]) missing() error { return fault.New(fault.NotFound, "no such %s", t.name) }
 
 func (t *Table[T]) decode(key, b []byte) (v T, err error) {
-	if err := decoding.Unmarshal(b, &v); err != nil {
+	if u, ok := any(&v).(Unmarshaler); ok {
+		err = u.UnmarshalCBOR(b)
+	} else {
+		err = decoding.Unmarshal(b, &v)
+	}
+	if err != nil {
 		return v, fmt.Errorf("%w: %s %q: %w", ErrCorrupt, t.name, key, err)
 	}
 	return v, nil
