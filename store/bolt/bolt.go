@@ -67,6 +67,7 @@ type Engine struct {
 	failure atomic.Pointer[error] // why no more writes are taken
 	failed  chan struct{}         // closed when failure is set
 
+	reads reads
 	views views
 	stats counters
 }
@@ -292,17 +293,27 @@ func (e *Engine) View(ctx context.Context, fn func(store.Tx) error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var r reader
-	r.ctx = ctx
+	r := reader{ctx: ctx}
 	e.views.start(&r.view)
 	defer e.views.end(&r.view)
-	return e.view(func(tx *bbolt.Tx) (err error) {
-		if r.bucket, err = data(tx); err != nil {
-			return err
+	defer faultsPanic()()
+	of, err := e.reads.take(e.db)
+	if err != nil {
+		return err
+	}
+	whole := false
+	defer func() {
+		r.end()
+		if whole {
+			e.reads.put(of)
+		} else {
+			of.end()
 		}
-		defer r.end()
-		return fn(viewTx{&r})
-	})
+	}()
+	r.bucket, r.point = of.bucket, of.point
+	err = fn(viewTx{&r})
+	whole = true // it did not panic
+	return err
 }
 
 // view runs fn in a read-only transaction of the file. Memory faults in fn
@@ -329,6 +340,7 @@ func (e *Engine) Close() error {
 	e.signal()
 	<-e.idle
 	e.views.stop()
+	e.reads.halt()
 	if e.stuck {
 		return nil // bbolt would wait for its write lock, which is lost
 	}

@@ -189,6 +189,7 @@ func (b *batch) run() (again []*batch) {
 	}
 	b.read.end()
 	err := b.commit()
+	b.e.reads.resume()
 	if err != nil && len(b.ran) > 1 && b.e.Err() == nil {
 		// Nothing was written. Alone, a small update may find room on a full disk, and
 		// one that needs no damaged page succeeds.
@@ -207,6 +208,7 @@ func (b *batch) begin() error {
 	if err := b.e.Err(); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the store takes no more changes since one failed; the server must be started again")
 	}
+	b.e.reads.halt()
 	var bucket *bbolt.Bucket
 	if err := guarded(func() (err error) {
 		if b.tx, err = b.e.db.Begin(true); err == nil {
@@ -216,7 +218,7 @@ func (b *batch) begin() error {
 	}); err != nil {
 		return b.e.fail(fmt.Errorf("bolt: begin: %w", err))
 	}
-	b.read = &reader{bucket: bucket}
+	b.read = &reader{bucket: bucket, point: bucket.Cursor()}
 	b.layer.under = b.read
 	return nil
 }

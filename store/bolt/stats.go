@@ -148,7 +148,7 @@ func (e *Engine) Stats() Stats {
 	}
 	file := e.db.Stats()
 	s.FreeBytes = int64(file.FreeAlloc)
-	s.OpenViews = file.OpenTxN
+	s.OpenViews = max(0, file.OpenTxN-e.reads.kept())
 	s.MaxSize = int64(e.db.MaxSize)
 	e.views.mu.Lock()
 	defer e.views.mu.Unlock()

@@ -24,7 +24,7 @@ type source interface {
 type reader struct {
 	ctx    context.Context // of the one call the reader lives in; nil in a batch, which has many
 	bucket *bbolt.Bucket   // nil when the transaction has ended
-	point  *bbolt.Cursor   // of get: one allocates its stack once, Bucket.Get each time
+	point  *bbolt.Cursor   // of get
 	view   view            // for the watchdog, if it is of a View
 }
 
@@ -46,9 +46,6 @@ func (r *reader) get(key []byte) (value []byte, err error) {
 		return nil, errEnded
 	}
 	defer caught(&err)
-	if r.point == nil {
-		r.point = r.bucket.Cursor()
-	}
 	found, stored := r.point.Seek(key)
 	if found == nil || !bytes.Equal(found, key) {
 		return nil, nil

@@ -1,0 +1,50 @@
+package bolt_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+
+	"keystead/store"
+	"keystead/store/bolt"
+)
+
+// BenchmarkView reads two entries of a hundred thousand in a transaction, as a look-up of
+// whose a key is does.
+func BenchmarkView(b *testing.B) {
+	db, err := bolt.Open(filepath.Join(b.TempDir(), "db"), bolt.UnsafeNoSync())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	const entries = 100_000
+	key := func(n int) []byte { return fmt.Appendf(nil, "device\x00r\x00%024d", n) }
+	value := make([]byte, 600)
+	for n := 0; n < entries; {
+		if err := db.Update(b.Context(), func(tx store.Tx) error {
+			for range 1000 {
+				if err := tx.Put(key(n), value); err != nil {
+					return err
+				}
+				n++
+			}
+			return nil
+		}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := db.View(b.Context(), func(tx store.Tx) error {
+			for range 2 {
+				if v, err := tx.Get(key(rand.IntN(entries))); err != nil || v == nil {
+					return fmt.Errorf("no value: %w", err)
+				}
+			}
+			return nil
+		}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
