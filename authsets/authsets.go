@@ -86,6 +86,14 @@ func (s *Set) PEM() string {
 var table = store.NewTable("auth device",
 	store.Index[Device]{Name: "identity", Unique: true, Terms: func(d Device) []store.Term { return store.Terms(d.Org, d.Identity.hash()) }},
 	store.Index[Device]{Name: "status", Counted: true, Terms: func(d Device) []store.Term { return store.Terms(d.Org, string(d.Status)) }},
+	// Of a device with a record, that has them: see listLabelled.
+	store.Index[Device]{Name: "label", Terms: func(d Device) []store.Term {
+		terms := make([]store.Term, 0, len(d.Labels))
+		for key, value := range d.Labels {
+			terms = append(terms, store.TermOf(d.Org, key, value))
+		}
+		return terms
+	}},
 	store.Index[Device]{Name: "set", Unique: true, Terms: func(d Device) []store.Term {
 		terms := make([]store.Term, len(d.Sets))
 		for i, s := range d.Sets {

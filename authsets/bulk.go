@@ -245,6 +245,7 @@ type BulkChange struct {
 	Action     Action
 	Status     Status            // of the devices it looks at: pending, or any that can have a pending set
 	Attributes map[string]string // expressions that attributes have to match as a whole
+	Labels     map[string]string // all of them have to hold
 	After      page.Cursor
 	DryRun     bool
 }
@@ -275,6 +276,15 @@ func (s *Service) Bulk(ctx context.Context, b BulkChange) (r BulkResult, err err
 		for _, d := range p.Items {
 			if !match(d) {
 				continue
+			}
+			if len(b.Labels) > 0 {
+				labels, err := s.labels(ctx, tx, d)
+				if err != nil {
+					return err
+				}
+				if !labelled(labels, b.Labels) {
+					continue
+				}
 			}
 			why, err := s.bulkOne(ctx, tx, d, b.Action)
 			switch {

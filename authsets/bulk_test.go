@@ -2,6 +2,7 @@ package authsets_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/csv"
 	"fmt"
@@ -88,6 +89,67 @@ func TestImportGoesOnWhereItEnded(t *testing.T) {
 	}
 	if n, _ := f.Count(ctx, authsets.Preauthorized); n != 10 {
 		t.Errorf("got %d devices, want 10: none lost, none twice", n)
+	}
+}
+
+func TestLabelsFindWhoWaitsAndWhoWasLetIn(t *testing.T) {
+	f := start(t)
+	ctx := admin(t.Context(), org)
+	ids := map[string]string{}
+	label := func(name string, labels map[string]string) {
+		f.auth(t, newKey(t), `{"n":"`+name+`"}`)
+		for d := range f.pending(ctx) {
+			if d.Identity.Attributes()["n"] == name {
+				ids[d.ID] = name
+				if _, err := f.Describe(ctx, d.ID, nil, &labels); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	label("a", map[string]string{"site": "north", "line": "1"})
+	label("b", map[string]string{"site": "north", "line": "2"})
+	label("c", map[string]string{"site": "south", "line": "1"})
+	label("d", map[string]string{"site": "north", "line": "1"})
+	if r, err := f.Bulk(ctx, authsets.BulkChange{Action: authsets.Accept, Labels: map[string]string{"site": "north", "line": "2"}}); err != nil || len(r.Changed) != 1 || ids[r.Changed[0]] != "b" {
+		t.Fatalf("accept by label: got %+v %v, want b", r, err)
+	}
+	// It waits again, with labels that are its record's.
+	b, err := f.List(ctx, authsets.Filter{Labels: map[string]string{"line": "2"}}, 0, 10)
+	if err != nil || len(b) != 1 {
+		t.Fatalf("got %v %v", b, err)
+	}
+	if _, err := f.SetStatus(ctx, b[0].ID, b[0].Sets[0].ID, authsets.Pending); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := f.Bulk(ctx, authsets.BulkChange{Action: authsets.Accept, Labels: map[string]string{"line": "2"}}); err != nil || len(r.Changed) != 1 || ids[r.Changed[0]] != "b" {
+		t.Fatalf("accept by a record's label: got %+v %v, want b", r, err)
+	}
+	for _, test := range []struct {
+		name        string
+		ctx         context.Context
+		filter      authsets.Filter
+		start, size int
+		want        string
+	}{
+		{"waiting before let in", ctx, authsets.Filter{Labels: map[string]string{"site": "north"}}, 0, 10, "a d b"},
+		{"a page", ctx, authsets.Filter{Labels: map[string]string{"site": "north"}}, 1, 1, "d"},
+		{"a page of those let in", ctx, authsets.Filter{Labels: map[string]string{"site": "north"}}, 2, 2, "b"},
+		{"past the end", ctx, authsets.Filter{Labels: map[string]string{"site": "north"}}, 3, 2, ""},
+		{"two labels", ctx, authsets.Filter{Labels: map[string]string{"site": "north", "line": "1"}}, 0, 10, "a d"},
+		{"with a status", ctx, authsets.Filter{Labels: map[string]string{"site": "north"}, Statuses: []authsets.Status{authsets.Accepted}}, 0, 10, "b"},
+		{"with ids", ctx, authsets.Filter{Labels: map[string]string{"line": "1"}, IDs: []string{b[0].ID}}, 0, 10, ""},
+		{"of nobody", ctx, authsets.Filter{Labels: map[string]string{"site": "nort"}}, 0, 10, ""},
+		{"of another organisation", admin(t.Context(), "other"), authsets.Filter{Labels: map[string]string{"site": "north"}}, 0, 10, ""},
+	} {
+		list, err := f.List(test.ctx, test.filter, test.start, test.size)
+		var got []string
+		for _, d := range list {
+			got = append(got, ids[d.ID])
+		}
+		if err != nil || strings.Join(got, " ") != test.want {
+			t.Errorf("%s: got %v %v, want %s", test.name, got, err, test.want)
+		}
 	}
 }
 

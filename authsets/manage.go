@@ -3,6 +3,7 @@ package authsets
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -21,15 +22,35 @@ import (
 type Filter struct {
 	Statuses []Status
 	IDs      []string
+	Labels   map[string]string // all of them have to hold
+}
+
+func (f Filter) matches(d Device, labels map[string]string) bool {
+	return (len(f.Statuses) == 0 || slices.Contains(f.Statuses, d.Status)) &&
+		(len(f.IDs) == 0 || slices.Contains(f.IDs, d.ID)) && labelled(labels, f.Labels)
+}
+
+// labelled reports whether all of want are among labels.
+func labelled(labels, want map[string]string) bool {
+	for key, value := range want {
+		if has, ok := labels[key]; !ok || has != value {
+			return false
+		}
+	}
+	return true
 }
 
 // maxIDs is how many ids a filter names.
 const maxIDs = 500
 
 // List returns up to size devices of the actor's organisation from the start-th on, sorted
-// by status and then by id.
+// by status and then by id; those with a label: first those that have no device record yet, then
+// those that have, each in the order they came.
 func (s *Service) List(ctx context.Context, f Filter, start, size int) ([]Device, error) {
-	if len(f.IDs) > 0 {
+	switch {
+	case len(f.Labels) > 0:
+		return s.listLabelled(ctx, f, start, size)
+	case len(f.IDs) > 0:
 		return s.listIDs(ctx, f, start, size)
 	}
 	org := identity.OrgOf(ctx)
@@ -81,6 +102,50 @@ func (s *Service) listIDs(ctx context.Context, f Filter, start, size int) ([]Dev
 		return cmp.Or(cmp.Compare(a.Status, b.Status), cmp.Compare(a.ID, b.ID))
 	})
 	return list[min(start, len(list)):min(start+size, len(list))], err
+}
+
+// listLabelled is List by labels, which are here until a device has a record, and there
+// from then on.
+func (s *Service) listLabelled(ctx context.Context, f Filter, start, size int) ([]Device, error) {
+	if len(f.IDs) > maxIDs {
+		return nil, fault.New(fault.Invalid, "a filter names at most %d ids", maxIDs)
+	}
+	key := slices.Min(slices.Collect(maps.Keys(f.Labels)))
+	list := []Device{}
+	add := func(d Device, labels map[string]string) (full bool) {
+		switch {
+		case !f.matches(d, labels):
+		case start > 0:
+			start--
+		default:
+			list = append(list, d)
+		}
+		return len(list) == size
+	}
+	for d, err := range table.All(ctx, s.DB, "label", store.TermOf(identity.OrgOf(ctx), key, f.Labels[key])) {
+		if err != nil {
+			return nil, err
+		}
+		if add(d, d.Labels) {
+			return list, nil
+		}
+	}
+	for record, err := range s.Devices.Labelled(ctx, key, f.Labels[key]) {
+		if err != nil {
+			return nil, err
+		}
+		d, err := s.Get(ctx, record.ID)
+		switch {
+		case fault.Is(err, fault.NotFound): // it is there for other credentials
+			continue
+		case err != nil:
+			return nil, err
+		}
+		if add(d, record.Labels) {
+			return list, nil
+		}
+	}
+	return list, nil
 }
 
 // Page returns a page of the devices of the actor's organisation with a status, in the order they
@@ -143,6 +208,18 @@ func (s *Service) LastSeen(ctx context.Context, list []Device) (map[string]time.
 		return nil
 	})
 	return at, err
+}
+
+// labels are those of a device, wherever they are.
+func (s *Service) labels(ctx context.Context, tx store.Tx, d Device) (map[string]string, error) {
+	if !d.Linked {
+		return d.Labels, nil
+	}
+	record, err := s.Devices.GetIn(ctx, tx, d.ID)
+	if fault.Is(err, fault.NotFound) {
+		return nil, nil
+	}
+	return record.Labels, err
 }
 
 // Notes fills in the comments and labels of those devices that have a record, which holds them.

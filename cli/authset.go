@@ -62,15 +62,19 @@ var authStatuses = []string{"accepted", "preauthorized", "pending", "rejected", 
 
 func authSetList(a *app) *cobra.Command {
 	var status string
+	var labels []string
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List devices with their auth sets, sorted by status",
 		Args:  cobra.NoArgs,
+		Example: `  keystead authset list --status pending
+  keystead authset list --label site=hall-3`,
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
-			return printList(a, c.AuthDevices(cmd.Context(), status), authDeviceColumns)
+			return printList(a, c.AuthDevices(cmd.Context(), status, labels...), authDeviceColumns)
 		}),
 	}
 	cmd.Flags().StringVar(&status, "status", "", "only those that are "+strings.Join(authStatuses, ", "))
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "only those with this label, `key=value`, waiting or let in; may be repeated")
 	must(cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(authStatuses, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
@@ -78,7 +82,7 @@ func authSetList(a *app) *cobra.Command {
 // authSetMove is a command that decides about one device, or with --all about all that wait.
 func authSetMove(a *app, verb, short string) *cobra.Command {
 	var all, dry bool
-	var match []string
+	var match, labels []string
 	cmd := &cobra.Command{
 		Use:   verb + " DEVICE [AUTHSET]",
 		Short: short,
@@ -86,20 +90,24 @@ func authSetMove(a *app, verb, short string) *cobra.Command {
 
 Without AUTHSET, the device's only one that is pending is meant. With --all, every pending
 device is, or those whose attributes match (--match, a regular expression of the whole
-value); if it was cut off, the same command again does the rest.`,
+value) and that have a label (--label); if it was cut off, the same command again does the rest.`,
 		Example: `  keystead authset ` + verb + ` 0190f3c2-…
   keystead authset ` + verb + ` --all --match 'mac=de:ad:.*' --dry-run`,
 		Args: cobra.MaximumNArgs(2),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			switch {
-			case all && len(args) > 0, !all && (len(args) == 0 || dry || match != nil):
-				return usage(cmd, errors.New("name a device, or --all with what --match and --dry-run make of it"))
+			case all && len(args) > 0, !all && (len(args) == 0 || dry || match != nil || labels != nil):
+				return usage(cmd, errors.New("name a device, or --all with what --match, --label and --dry-run make of it"))
 			case all:
 				attributes, err := keyValues(match)
 				if err != nil {
 					return usage(cmd, err)
 				}
-				return a.authSetBulk(cmd.Context(), c, client.BulkChange{Action: verb, Attributes: attributes, DryRun: dry})
+				having, err := keyValues(labels)
+				if err != nil {
+					return usage(cmd, err)
+				}
+				return a.authSetBulk(cmd.Context(), c, client.BulkChange{Action: verb, Attributes: attributes, Labels: having, DryRun: dry})
 			}
 			set, err := pickAuthSet(cmd.Context(), c, args, verb)
 			if err != nil {
@@ -119,6 +127,7 @@ value); if it was cut off, the same command again does the rest.`,
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "every device that is pending")
 	cmd.Flags().StringArrayVar(&match, "match", nil, "with --all: only where an attribute matches, `attribute=expression`; may be repeated")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "with --all: only those with this label, `key=value`; may be repeated")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "with --all: change nothing, say what would be")
 	return cmd
 }
@@ -187,8 +196,7 @@ func authSetDescribe(a *app) *cobra.Command {
 		Long: `Set the comment and labels of a device, whether it waits or was let in.
 
 What is not named stays. A device that has a comment or a label is not taken for junk: it
-waits for a decision however long that takes. Once it was let in, keystead device list
---label finds it.`,
+waits for a decision however long that takes. keystead authset list --label finds it.`,
 		Example: `  keystead authset describe 0190f3c2-… --comment "behind the ladder" --label site=hall-3 --label line-`,
 		Args:    cobra.ExactArgs(1),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {

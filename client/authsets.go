@@ -40,10 +40,11 @@ type AuthSet struct {
 
 const devauth = "/api/management/v2/devauth"
 
-// AuthDevices lists the devices with a status, "" for any, sorted by status and id.
-func (c *Client) AuthDevices(ctx context.Context, status string) iter.Seq2[AuthDevice, error] {
+// AuthDevices lists the devices with a status, "" for any, sorted by status and id; with
+// labels, each key=value, those that have them all.
+func (c *Client) AuthDevices(ctx context.Context, status string, labels ...string) iter.Seq2[AuthDevice, error] {
 	return func(yield func(AuthDevice, error) bool) {
-		q := url.Values{"per_page": {strconv.Itoa(pageSize)}}
+		q := url.Values{"per_page": {strconv.Itoa(pageSize)}, "label": labels}
 		if status != "" {
 			q.Set("status", status)
 		}
@@ -178,6 +179,7 @@ type BulkChange struct {
 	Action     string            `json:"action"`
 	Status     string            `json:"status,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
 	Cursor     string            `json:"cursor,omitempty"`
 	DryRun     bool              `json:"dry_run,omitempty"`
 }

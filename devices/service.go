@@ -2,6 +2,7 @@ package devices
 
 import (
 	"context"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -208,6 +209,12 @@ func (s *Service) List(ctx context.Context, f Filter, r page.Request) (p page.Pa
 		return err
 	})
 	return p, err
+}
+
+// Labelled yields the devices of the actor's organisation with a label, in the order
+// they were created.
+func (s *Service) Labelled(ctx context.Context, key, value string) iter.Seq2[Device, error] {
+	return table.All(ctx, s.DB, "label", store.TermOf(identity.OrgOf(ctx), key, value))
 }
 
 func (s *Service) one(ctx context.Context, tx store.Tx, org string, f Filter) (page.Page[Device], error) {

@@ -124,6 +124,23 @@ func TestWhatPeopleSayOfADevice(t *testing.T) {
 			}
 		}
 	}
+	found := func(when, label string, want ...string) {
+		t.Helper()
+		slices.Sort(want)
+		var over, searched, listed []client.AuthDevice
+		s.decode(s.rest(http.MethodGet, strings.TrimSuffix(management, "/")+"?label="+label, "", http.StatusOK), &over)
+		s.decode(s.rest(http.MethodPost, management+"search", `{"label":"`+label+`"}`, http.StatusOK), &searched)
+		s.decode(s.cli("authset", "list", "--label", label, "-o", "json"), &listed)
+		for by, list := range map[string][]client.AuthDevice{"list": over, "search": searched, "command": listed} {
+			var ids []string
+			for _, d := range list {
+				ids = append(ids, d.ID)
+			}
+			if slices.Sort(ids); !slices.Equal(ids, want) {
+				t.Errorf("%s, %s by %s: got %v, want %v", when, label, by, ids, want)
+			}
+		}
+	}
 	var answer client.AuthDevice
 	s.change(http.MethodPatch, management+one, map[string]any{"comment": "over REST", "labels": map[string]string{"site": "north", "line": "1"}}, &answer)
 	if answer.Comment != "over REST" || answer.Labels["site"] != "north" {
@@ -136,6 +153,11 @@ func TestWhatPeopleSayOfADevice(t *testing.T) {
 	shown("waiting", one, "over REST", map[string]string{"site": "north"})
 
 	// They are the record's from now on, and are set by either of its names.
+	found("waiting", "site=north", one)
+	found("waiting", "line=1")
+	s.cli("authset", "accept", "--all", "--label", "site=south")
+	found("one let in", "site=south", two)
+	found("one let in", "site=north", one)
 	s.cli("authset", "accept", "--all")
 	shown("let in", one, "over REST", map[string]string{"site": "north"})
 	s.cli("device", "label", one, "line=2")
@@ -175,6 +197,10 @@ func TestWhatPeopleSayOfADevice(t *testing.T) {
 			}
 		}
 	}
+
+	found("let in", "site=north", one, two)
+	found("let in", "line=2", one)
+	found("let in", "site=south")
 
 	// What is too long is refused, and changes nothing.
 	body, code := s.curl("-X", http.MethodPatch, "-H", "Authorization: Bearer "+s.key, "-H", "Content-Type: application/json",

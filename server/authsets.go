@@ -94,6 +94,7 @@ type bulkChange struct {
 	Action     authsets.Action   `json:"action"`
 	Status     authsets.Status   `json:"status"`
 	Attributes map[string]string `json:"attributes"`
+	Labels     map[string]string `json:"labels"`
 	Cursor     page.Cursor       `json:"cursor"`
 	DryRun     bool              `json:"dry_run"`
 }
@@ -111,7 +112,7 @@ func (s *Server) bulkAuthSets(c echo.Context) error {
 		return err
 	}
 	r, err := s.AuthSets.Bulk(c.Request().Context(), authsets.BulkChange{
-		Action: in.Action, Status: in.Status, Attributes: in.Attributes, After: in.Cursor, DryRun: in.DryRun,
+		Action: in.Action, Status: in.Status, Attributes: in.Attributes, Labels: in.Labels, After: in.Cursor, DryRun: in.DryRun,
 	})
 	if err != nil {
 		return err

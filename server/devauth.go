@@ -13,6 +13,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"keystead/authsets"
+	"keystead/devices"
 	"keystead/fault"
 	"keystead/identity"
 )
@@ -174,7 +175,30 @@ func (s *Server) listAuthDevices(c echo.Context) error {
 		f.Statuses = append(f.Statuses, authsets.Status(status))
 	}
 	f.IDs = c.QueryParams()["id"]
+	var err error
+	if f.Labels, err = labelFilter(c.QueryParams()["label"]); err != nil {
+		return err
+	}
 	return s.pageAuthDevices(c, f)
+}
+
+// labelFilter reads labels, each key=value, that all have to hold.
+func labelFilter(texts []string) (map[string]string, error) {
+	if len(texts) > devices.MaxLabels {
+		return nil, fault.New(fault.Invalid, "a filter names at most %d labels", devices.MaxLabels)
+	}
+	labels := map[string]string{}
+	for _, text := range texts {
+		key, value, err := parseLabel(text)
+		if err != nil {
+			return nil, err
+		}
+		if _, twice := labels[key]; twice {
+			return nil, fault.New(fault.Invalid, "the label %q is named twice", key)
+		}
+		labels[key] = value
+	}
+	return labels, nil
 }
 
 // oneOrMany is a JSON string, or a list of them.
@@ -193,11 +217,16 @@ func (s *Server) searchAuthDevices(c echo.Context) error {
 	var in struct {
 		Status oneOrMany `json:"status"`
 		ID     oneOrMany `json:"id"`
+		Label  oneOrMany `json:"label"`
 	}
 	if err := menderBody(c, "device filter", &in); err != nil {
 		return err
 	}
-	f := authsets.Filter{IDs: in.ID}
+	labels, err := labelFilter(in.Label)
+	if err != nil {
+		return err
+	}
+	f := authsets.Filter{IDs: in.ID, Labels: labels}
 	for _, status := range in.Status {
 		f.Statuses = append(f.Statuses, authsets.Status(status))
 	}

@@ -84,9 +84,9 @@ func (s *Server) listDevices(c echo.Context) error {
 		return fault.New(fault.Invalid, "state must be active, suspended or decommissioned")
 	}
 	if label := c.QueryParam("label"); label != "" {
-		key, value, ok := strings.Cut(label, "=")
-		if !ok || key == "" {
-			return fault.New(fault.Invalid, "label must be written key=value")
+		key, value, err := parseLabel(label)
+		if err != nil {
+			return err
 		}
 		f.Label = [2]string{key, value}
 	}
@@ -95,6 +95,15 @@ func (s *Server) listDevices(c echo.Context) error {
 		return err
 	}
 	return writePage(c, p, viewDevice)
+}
+
+// parseLabel reads a label as queries have it.
+func parseLabel(text string) (key, value string, err error) {
+	key, value, ok := strings.Cut(text, "=")
+	if !ok || key == "" {
+		return "", "", fault.New(fault.Invalid, "label must be written key=value")
+	}
+	return key, value, nil
 }
 
 type newDevice struct {
