@@ -1,9 +1,12 @@
 package bolt_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"keystead/store"
@@ -47,4 +50,30 @@ func BenchmarkView(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkUpdate has 64 writers make updates of three entries, one of them at a random place.
+func BenchmarkUpdate(b *testing.B) {
+	db, err := bolt.Open(filepath.Join(b.TempDir(), "db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	var n atomic.Int64
+	value := make([]byte, 600)
+	b.ReportAllocs()
+	b.SetParallelism(64 / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			n := n.Add(1)
+			if err := db.Update(b.Context(), func(tx store.Tx) error {
+				record := fmt.Appendf(nil, "r/%024d", n)
+				return errors.Join(tx.Put(record, value), tx.Put(fmt.Appendf(nil, "u/%016x%016x", rand.Uint64(), rand.Uint64()), record), tx.Put(fmt.Appendf(nil, "s/active/%024d", n), nil))
+			}); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	stats := db.Stats()
+	b.ReportMetric(float64(stats.Updates)/float64(stats.Commits), "updates/commit")
 }

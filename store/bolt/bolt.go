@@ -61,6 +61,7 @@ type Engine struct {
 
 	batches []*batch      // that the committer, whose they are, has not ended
 	wrote   int           // by the last update, a guess at what the next writes; the committer's
+	commits time.Duration // how long the last took; the committer's
 	stuck   bool          // bbolt's write lock is lost; set by the committer
 	idle    chan struct{} // closed when the committer has ended
 

@@ -132,9 +132,7 @@ func (e *Engine) serve() {
 func (e *Engine) take() ([]*call, bool) {
 	for {
 		<-e.wake
-		// Whoever was answered by the last commit, or was about to ask, comes along:
-		// without this, on one core, batches are of one.
-		runtime.Gosched()
+		e.gather()
 		e.mu.Lock()
 		calls, closed := e.queue, e.closed
 		e.queue = nil
@@ -155,6 +153,27 @@ func (e *Engine) take() ([]*call, bool) {
 		}
 	}
 }
+
+// gather lets whoever was answered by the last commit, or was about to ask, come along: without
+// it, on one core, batches are of one. It yields as long as that brings more updates, and for no
+// longer than a part of what a commit takes: where updates take long to make, it is better that
+// some are made while others are committed.
+func (e *Engine) gather() {
+	started := time.Now() //nolint:forbidigo // a duration
+	for before := 0; ; {
+		runtime.Gosched()
+		e.mu.Lock()
+		now := len(e.queue)
+		e.mu.Unlock()
+		if now <= before || now >= maxBatch || time.Since(started) > e.commits/gatherPart {
+			return
+		}
+		before = now
+	}
+}
+
+// gatherPart is which part of a commit's time waiting for more updates may take.
+const gatherPart = 8
 
 // batch is updates that share a commit.
 type batch struct {
@@ -278,7 +297,8 @@ func (b *batch) commit() error {
 		return errors.Join(err, b.rollback())
 	}
 	err := guarded(b.tx.Commit)
-	b.e.stats.commit(time.Since(started), len(b.ran), err)
+	b.e.commits = time.Since(started)
+	b.e.stats.commit(b.e.commits, len(b.ran), err)
 	switch {
 	case err == nil:
 		return nil
