@@ -3,6 +3,7 @@ package coapgw
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
@@ -14,7 +15,6 @@ import (
 	"github.com/pion/dtls/v3"
 	"github.com/pion/dtls/v3/pkg/crypto/ccm"
 	"github.com/pion/dtls/v3/pkg/crypto/ciphersuite"
-	"github.com/pion/dtls/v3/pkg/crypto/prf"
 	"github.com/pion/dtls/v3/pkg/protocol"
 	"github.com/pion/dtls/v3/pkg/protocol/recordlayer"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -138,11 +138,25 @@ func deriveKeys(id dtls.CipherSuiteID, master, clientRandom, serverRandom []byte
 		return keys{}, fmt.Errorf("coapgw: cipher suite %v cannot be served", id)
 	}
 	seed := append(append([]byte("key expansion"), serverRandom...), clientRandom...)
-	block, err := prf.PHash(master, seed, 2*(s.mac+s.key+s.iv), s.hash)
-	if err != nil {
-		return keys{}, fmt.Errorf("coapgw: derive keys: %w", err)
+	return keys{suite: id, block: expand(master, seed, 2*(s.mac+s.key+s.iv), s.hash)}, nil
+}
+
+// expand is P_hash (RFC 5246, 5). pion's makes an HMAC anew for each of its steps.
+func expand(secret, seed []byte, n int, h func() hash.Hash) []byte {
+	mac := hmac.New(h, secret)
+	of := func(parts ...[]byte) []byte {
+		mac.Reset()
+		for _, b := range parts {
+			mac.Write(b)
+		}
+		return mac.Sum(nil)
 	}
-	return keys{suite: id, block: block}, nil
+	block := make([]byte, 0, n+mac.Size())
+	for a := of(seed); len(block) < n; a = of(a) {
+		block = append(block, of(a, seed)...)
+	}
+	clear(block[n:cap(block)])
+	return block[:n:n]
 }
 
 // part returns the client's and the server's part of n bytes each at offset at.

@@ -1,7 +1,7 @@
 package coapgw
 
 import (
-	"container/list"
+	"bytes"
 	"context"
 	"sync"
 	"time"
@@ -9,22 +9,36 @@ import (
 	"github.com/pion/dtls/v3"
 )
 
-// resumptions keeps what an abbreviated handshake needs, for sessions by
+// resumptions keeps what an abbreviated handshake needs of the latest full ones, for sessions by
 // pre-shared key and by certificate alike. Resuming proves nothing by itself: who the
 // session belongs to is resolved again in every handshake, so what is kept here never
-// outlives a revocation. It is in memory only.
+// outlives a revocation. It is in memory only, in few objects: the garbage collector
+// looks at all of them, again and again.
 type resumptions struct {
 	gw *Gateway
 
 	mu   sync.Mutex
-	byID map[string]*list.Element
-	age  *list.List // of *kept, oldest first
+	byID map[resumeID]*kept
+	age  []aged // oldest first; it may name some that are gone
 }
 
+// resumeID is the id of a session that can be resumed: those we give have 32 bytes.
+type resumeID [32]byte
+
+// kept is a dtls.Session without its id.
 type kept struct {
-	id      string
-	session dtls.Session
-	until   time.Time
+	until  int64 // unix nanoseconds
+	secret [48]byte
+	psk    [32]byte // a hash of the key
+	suite  dtls.CipherSuiteID
+	ems    bool
+	hint   []byte
+	chain  [][]byte
+}
+
+type aged struct {
+	id    resumeID
+	until int64
 }
 
 const (
@@ -33,72 +47,85 @@ const (
 )
 
 func newResumptions(gw *Gateway) *resumptions {
-	return &resumptions{gw: gw, byID: map[string]*list.Element{}, age: list.New()}
+	return &resumptions{gw: gw, byID: map[resumeID]*kept{}}
 }
 
 // keep keeps the session of a handshake with certificates. pion keeps those by
 // pre-shared key itself; it leaves the others to whoever verifies the
 // certificate again, as [handshake.verify] does.
 func (rs *resumptions) keep(h *handshake, master []byte) {
-	if h.state.psk != "" || len(h.state.chain) == 0 || len(h.sessionID) == 0 {
+	if h.state.psk != "" || len(h.state.chain) == 0 {
 		return
 	}
 	rs.put(dtls.Session{
-		ID: h.sessionID, Secret: append([]byte(nil), master...), Version: 1, CipherSuiteID: h.state.suite,
+		ID: h.sessionID, Secret: master, CipherSuiteID: h.state.suite,
 		ExtendedMasterSecret: h.ems, PeerCertificates: h.state.chain,
 	})
 }
 
+// put keeps a session of the server's, but for its secret, which is copied.
 func (rs *resumptions) put(s dtls.Session) {
+	var id resumeID
+	k := &kept{psk: s.PSKHash, suite: s.CipherSuiteID, ems: s.ExtendedMasterSecret, hint: s.IdentityHint, chain: s.PeerCertificates}
+	if len(s.ID) != len(id) || len(s.Secret) != len(k.secret) {
+		return
+	}
+	copy(id[:], s.ID)
+	copy(k.secret[:], s.Secret)
+	k.until = rs.gw.Now().Add(resumptionLifetime).UnixNano()
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.remove(string(s.ID))
-	for rs.age.Len() >= maxResumptions {
-		rs.removeElement(rs.age.Front())
+	rs.remove(id)
+	for len(rs.age) >= maxResumptions {
+		rs.removeOldest()
 	}
-	k := &kept{string(s.ID), s, rs.gw.Now().Add(resumptionLifetime)}
-	rs.byID[k.id] = rs.age.PushBack(k)
+	rs.byID[id] = k
+	rs.age = append(rs.age, aged{id, k.until})
 }
 
-func (rs *resumptions) get(id []byte) dtls.Session {
+func (rs *resumptions) get(sessionID []byte) dtls.Session {
+	var id resumeID
+	if len(sessionID) != len(id) {
+		return dtls.Session{}
+	}
+	copy(id[:], sessionID)
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	e := rs.byID[string(id)]
-	if e == nil {
+	k := rs.byID[id]
+	if k == nil || rs.gw.Now().UnixNano() > k.until {
 		return dtls.Session{}
 	}
-	k, ok := e.Value.(*kept)
-	if !ok || rs.gw.Now().After(k.until) {
-		rs.removeElement(e)
-		return dtls.Session{}
+	return dtls.Session{
+		ID: id[:], Secret: bytes.Clone(k.secret[:]), // the original is wiped when it is removed
+		Version: 1, CipherSuiteID: k.suite, ExtendedMasterSecret: k.ems,
+		PeerCertificates: k.chain, IdentityHint: k.hint, PSKHash: k.psk,
 	}
-	s := k.session
-	s.Secret = append([]byte(nil), s.Secret...) // the original is wiped when it is removed
-	return s
 }
 
 // expire drops the sessions that are too old to be resumed.
 func (rs *resumptions) expire(now time.Time) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	for e := rs.age.Front(); e != nil; e = rs.age.Front() {
-		if k, ok := e.Value.(*kept); !ok || now.Before(k.until) {
-			return
-		}
-		rs.removeElement(e)
+	for len(rs.age) > 0 && now.UnixNano() >= rs.age[0].until {
+		rs.removeOldest()
 	}
 }
 
-func (rs *resumptions) remove(id string) {
-	if e := rs.byID[id]; e != nil {
-		rs.removeElement(e)
+func (rs *resumptions) removeOldest() {
+	oldest := rs.age[0]
+	rs.age = rs.age[1:]
+	if len(rs.age) == 0 {
+		rs.age = nil
+	}
+	if k := rs.byID[oldest.id]; k != nil && k.until == oldest.until {
+		rs.remove(oldest.id)
 	}
 }
 
-func (rs *resumptions) removeElement(e *list.Element) {
-	if k, ok := rs.age.Remove(e).(*kept); ok {
-		delete(rs.byID, k.id)
-		clear(k.session.Secret)
+func (rs *resumptions) remove(id resumeID) {
+	if k := rs.byID[id]; k != nil {
+		delete(rs.byID, id)
+		clear(k.secret[:])
 	}
 }
 
@@ -111,7 +138,8 @@ type resumption struct {
 
 // Set implements dtls.SessionStore.
 func (r *resumption) Set(_ []byte, s dtls.Session) error {
-	r.put(s) // pion gives a copy away
+	r.put(s)
+	clear(s.Secret) // pion gives a copy away
 	return nil
 }
 
@@ -131,9 +159,11 @@ func (r *resumption) Get(id []byte) (dtls.Session, error) {
 }
 
 // Del implements dtls.SessionStore.
-func (r *resumption) Del(id []byte) error {
+func (r *resumption) Del(sessionID []byte) error {
+	var id resumeID
+	copy(id[:], sessionID)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.remove(string(id))
+	r.remove(id)
 	return nil
 }
