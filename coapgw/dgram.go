@@ -44,7 +44,7 @@ type exchange struct {
 	con    bool   // it wants an acknowledgement
 	acked  bool   // it had an empty one: the answer comes by itself
 	done   bool   // it was answered
-	answer []byte // the message that answered it, not yet protected
+	answer []byte // the message that answered it, not yet protected; nil once one that came by itself has arrived
 }
 
 // transmission is a confirmable message of ours that waits for its
@@ -60,9 +60,10 @@ type transmission struct {
 // roaming is a new address of the peer that has not been confirmed: who relays
 // a record from elsewhere must not have us flood that address. A ping whose
 // answer comes from there confirms it; until then little is sent (RFC 9146, 6).
+// It is one of the unacked, and another follows it as long as the peer is heard from there.
 type roaming struct {
-	mid    uint16
-	budget int // bytes
+	mid    uint16 // of the latest ping
+	budget int    // bytes
 }
 
 const (
@@ -153,6 +154,9 @@ func (d *dgram) open(from netip.AddrPort, r record) (byte, []byte, error) {
 	}
 	if d.roaming != nil && from == d.at {
 		d.roaming.budget += roamingBudget * len(r.raw)
+		if d.unacked[d.roaming.mid] == nil {
+			d.ping()
+		}
 	}
 	if newest && from != d.at && d.cid != nil {
 		d.roam(from, len(r.raw))
@@ -179,10 +183,18 @@ func (d *dgram) roam(to netip.AddrPort, received int) {
 	d.at = to
 	d.u.moved(d, from, to)
 	d.u.gw.stats.Roams.Add(1)
-	d.mid++
-	d.roaming = &roaming{mid: d.mid, budget: max(roamingStart, roamingBudget*received)}
-	ping := coap.Message{Type: coap.Confirmable, ID: d.mid}
-	_ = d.write(typeData, ping.Append(nil))
+	if d.roaming != nil {
+		delete(d.unacked, d.roaming.mid) // a ping of the address before
+	}
+	d.roaming = &roaming{budget: max(roamingStart, roamingBudget*received)}
+	d.ping()
+}
+
+// ping asks the peer to confirm its address, as often as any message is sent: large answers wait
+// for it. d.mu is held.
+func (d *dgram) ping() {
+	_ = d.confirm(&coap.Message{}, nil)
+	d.roaming.mid = d.mid
 }
 
 // write protects content as one record and sends it. d.mu is held.
@@ -357,7 +369,12 @@ func (d *dgram) answer(request, m *coap.Message) {
 		m.ID = d.mid
 	case e != nil && e.acked:
 		e.done = true
-		_ = d.confirm(m, nil)
+		_ = d.confirm(m, func(err error) {
+			if !errors.Is(err, errUnacknowledged) {
+				d.arrived(request.ID)
+			}
+		})
+		e.answer = m.Append(nil) // each time it may be lost: a client that asks again has not had it
 		return
 	default:
 		m.Type, m.ID = coap.Acknowledgement, request.ID
@@ -367,6 +384,15 @@ func (d *dgram) answer(request, m *coap.Message) {
 		e.done, e.answer = true, b
 	}
 	_ = d.write(typeData, b)
+}
+
+// arrived takes note that the client has an answer that came by itself.
+func (d *dgram) arrived(mid uint16) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e := d.find(mid, d.u.gw.Now()); e != nil {
+		e.answer = nil
+	}
 }
 
 // notify sends a message that nobody asked for just now, and calls done with
@@ -462,7 +488,11 @@ func (d *dgram) tend(now time.Time) (more bool) {
 func (d *dgram) park(now time.Time, idle time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if idle < parkAfter || len(d.unacked) > 0 {
+	waiting := len(d.unacked)
+	if d.roaming != nil && d.unacked[d.roaming.mid] != nil {
+		waiting-- // a ping can be sent again by one that is woken for it
+	}
+	if idle < parkAfter || waiting > 0 {
 		return
 	}
 	if d.prot != nil {

@@ -4,16 +4,19 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/pion/dtls/v3"
 
 	"keystead/coap"
+	"keystead/coapgw"
 )
 
 // withCID has a client use connection ids: it is reached at its address, and reaches us by ours.
@@ -151,6 +154,141 @@ func TestLittleIsSentToAnAddressThatIsNotConfirmed(t *testing.T) {
 	}
 	if whole < 6000 {
 		t.Errorf("%d bytes once the address is confirmed, want all", whole)
+	}
+}
+
+// later is a clock that can be put forward.
+type later struct{ by atomic.Int64 }
+
+func (l *later) now() time.Time { return time.Now().Add(time.Duration(l.by.Load())) }
+
+// wait puts the clock forward, and waits until the gateway has looked at it.
+func (l *later) wait(d time.Duration) {
+	l.by.Add(int64(d))
+	time.Sleep(250 * time.Millisecond)
+}
+
+// mutable is a socket that hears nothing while it is told so.
+type mutable struct {
+	net.PacketConn
+	deaf atomic.Bool
+}
+
+func (d *mutable) ReadFrom(b []byte) (int, net.Addr, error) {
+	for {
+		if n, a, err := d.PacketConn.ReadFrom(b); err != nil || !d.deaf.Load() {
+			return n, a, err
+		}
+	}
+}
+
+// An address whose first ping was lost is pinged again, or large answers would
+// never be had there; and so is one that has answered none, when it is heard from.
+func TestANewAddressIsPingedUntilItAnswers(t *testing.T) {
+	f, clock := &fixtures{}, &later{}
+	w := newWorld(t, f.mount, func(g *coapgw.Gateway) { g.Now = clock.now })
+	n := newNAT(t)
+	c, err := w.dialFrom(n, withCID(psk("dev1", testKey))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	c.do(coap.GET, "/whoami", nil, nil)
+	n.move(t)
+	c.write(c.request(coap.GET, "/whoami", nil, nil))
+	ping := func(what string) (mid uint16) {
+		for {
+			got := c.read(2 * time.Second)
+			if got == nil {
+				t.Fatalf("%s: no ping", what)
+			}
+			if got.Code == coap.Empty && got.Type == coap.Confirmable {
+				return got.ID
+			}
+		}
+	}
+	first := ping("the new address")
+	for range 4 {
+		clock.wait(50 * time.Second)
+		if mid := ping("no answer"); mid != first {
+			t.Errorf("another ping %d after %d, want it again", mid, first)
+		}
+	}
+	clock.wait(100 * time.Second) // that was the last of it
+	c.write(c.request(coap.GET, "/whoami", nil, nil))
+	again := ping("heard from there")
+	if again == first {
+		t.Error("a ping that was given up is sent again, want another")
+	}
+	c.write(&coap.Message{Type: coap.Reset, ID: again})
+	whole := 0
+	for num := range uint32(6) {
+		whole += len(c.do(coap.GET, "/big", coap.Options{}.Add(coap.Block2, coap.Block{Num: num, SZX: 6}.Value()), nil).Payload)
+	}
+	if whole < 6000 {
+		t.Errorf("%d bytes once the address is confirmed, want all", whole)
+	}
+}
+
+// An answer that came by itself, and was lost as often as it was sent, is given to a
+// client that asks again.
+func TestAnAnswerByItselfIsNotLostForGood(t *testing.T) {
+	f, clock := &fixtures{}, &later{}
+	w := newWorld(t, f.mount, func(g *coapgw.Gateway) { g.Now = clock.now })
+	socket := &mutable{PacketConn: must(net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}))}
+	c, err := w.dialFrom(socket, psk("dev1", testKey)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	m := c.request(coap.GET, "/slow", nil, nil)
+	c.write(m)
+	if got := c.read(5 * time.Second); got == nil || got.Code != coap.Empty || got.ID != m.ID {
+		t.Fatalf("first %+v, want an empty acknowledgement", got)
+	}
+	socket.deaf.Store(true)
+	time.Sleep(time.Second) // it is answered
+	for range 5 {           // and sent again four times, and given up
+		clock.wait(45 * time.Second)
+	}
+	socket.deaf.Store(false)
+	c.write(m)
+	if got := c.listen(m.Token, 5*time.Second); got == nil || string(got.Payload) != "at last" {
+		t.Fatalf("asked again %+v, want the answer", got)
+	}
+}
+
+// A handshake is not given up once the client may know that it succeeded.
+func TestAHandshakeDoesNotExpireForTheServerAlone(t *testing.T) {
+	var done, late atomic.Int64
+	for _, limit := range []time.Duration{2, 3, 4, 5, 6, 8, 10, 12} {
+		w := listeningWorld(t)
+		w.gw.HandshakeTimeout = limit * time.Millisecond // less than the configuration may say
+		w.run()
+		var wg sync.WaitGroup
+		for worker := range 4 {
+			wg.Go(func() {
+				for i := range 20 {
+					name := fmt.Sprint(worker, "-", i) // one that fails too often is blocked
+					w.ledger.addPSK(name, testKey, "d1")
+					c, err := w.dialFor(200*time.Millisecond, psk(name, testKey)...)
+					if err != nil {
+						late.Add(1)
+						continue
+					}
+					done.Add(1)
+					if got := c.insist(c.request(coap.GET, "/whoami", nil, nil)); got == nil || got.Code != coap.Content {
+						t.Errorf("the client has a session, the server has none: %+v", got)
+					}
+					c.close()
+				}
+			})
+		}
+		wg.Wait()
+	}
+	t.Logf("%d handshakes in time, %d not", done.Load(), late.Load())
+	if done.Load() == 0 {
+		t.Error("no handshake in time")
 	}
 }
 

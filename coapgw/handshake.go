@@ -63,6 +63,7 @@ type handshake struct {
 	slot     bool     // it holds one of u.cpu
 	computed bool     // and needs none any more
 	resigned bool     // it is not to be answered any more
+	final    bool     // our Finished ends it, and is sent
 
 	// Set by pion's callbacks, which run one after the other.
 	keyLog       bytes.Buffer
@@ -118,8 +119,9 @@ func newHandshake(u *udp, from netip.AddrPort, hello *hello, now time.Time) *han
 func (h *handshake) run() {
 	deepen(0)
 	stats := &h.u.gw.stats
-	ctx, cancel := context.WithTimeout(h.u.gw.ctx, h.u.gw.HandshakeTimeout)
+	ctx, cancel := context.WithCancel(h.u.gw.ctx)
 	defer cancel()
+	defer time.AfterFunc(h.u.gw.HandshakeTimeout, func() { h.expire(cancel) }).Stop()
 	conn, err := h.establish(ctx)
 	h.rest()
 	if err != nil {
@@ -301,13 +303,13 @@ func (h *handshake) handOver(conn *dtls.Conn) error {
 	d.mid = randomMID()
 	d.session = newSession(gw, d, identity.CoAPUDP, h.state)
 	if !gw.sessions.add(d.session) {
-		d.keys.wipe()
+		d.close(true)
 		return errors.New("coapgw: no room for another session")
 	}
 	old, ok := h.u.establish(h, d)
 	if !ok {
-		d.session.end("the gateway is closing", false)
-		return errors.New("coapgw: the gateway is closing")
+		d.session.end("the handshake was given up", true)
+		return errors.New("coapgw: the handshake was given up")
 	}
 	if old != nil && old.remote() == h.addr {
 		old.session.end("replaced by a new session from the same address", false)
@@ -323,7 +325,7 @@ func (h *handshake) handOver(conn *dtls.Conn) error {
 // resumed one logs no client's random, and nothing tells the connection id of
 // the peer: for these pion exports its state, which costs more.
 func (h *handshake) secrets(conn *dtls.Conn) (e exported, err error) {
-	if h.cidNow() != nil || (h.offered != nil && bytes.Equal(h.offered, h.sessionID)) {
+	if h.cidNow() != nil || h.resumes() {
 		return export(conn)
 	}
 	fields := bytes.Fields(h.keyLog.Bytes())
@@ -337,6 +339,9 @@ func (h *handshake) secrets(conn *dtls.Conn) (e exported, err error) {
 	return e, errors.Join(err1, err2)
 }
 
+// resumes reports whether the handshake is an abbreviated one.
+func (h *handshake) resumes() bool { return h.offered != nil && bytes.Equal(h.offered, h.sessionID) }
+
 // isResigned, resign and mute: see push, WriteTo and handOver.
 func (h *handshake) isResigned() bool {
 	h.mu.Lock()
@@ -349,6 +354,17 @@ func (h *handshake) resign() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.resigned, h.muted = true, true
+}
+
+// expire ends a handshake whose time is up, unless our Finished ended it: the client has a session
+// then, and would speak to nobody.
+func (h *handshake) expire(cancel func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.final {
+		h.muted = true
+		cancel()
+	}
 }
 
 func (h *handshake) mute() {
@@ -507,6 +523,7 @@ func (h *handshake) WriteTo(p []byte, _ net.Addr) (int, error) {
 	protected(p, 0, func(seq uint64) {
 		h.next = max(h.next, seq+1)
 		h.flight = bytes.Clone(p)
+		h.final = !h.resumes() // or else the client's does
 	})
 	return h.u.socket.WriteToUDPAddrPort(p, h.addr)
 }

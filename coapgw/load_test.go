@@ -514,7 +514,7 @@ func TestParkedSessionsWakeOnABadNetworkAndElsewhere(t *testing.T) {
 	for i, c := range clients {
 		wg.Go(func() {
 			for round := 0; !done() && failed.Load() == 0; round++ {
-				time.Sleep(30 * time.Millisecond) // until it is parked
+				c.listen(nil, 30*time.Millisecond) // until it is parked
 				if (i+round)%2 == 0 {
 					n.forget(c.socket.LocalAddr().(*net.UDPAddr).AddrPort()) // and half come back elsewhere
 				}
@@ -545,14 +545,29 @@ func (c *client) insist(m *coap.Message) *coap.Message {
 	const soonest, latest = 250 * time.Millisecond, 8 * time.Second
 	for wait := soonest; wait < 60*latest; wait = wait * 3 / 2 {
 		c.write(m)
-		for until := time.Now().Add(min(wait, latest)); time.Now().Before(until); {
-			got := c.read(time.Until(until))
-			if got == nil {
-				break
-			}
-			if bytes.Equal(got.Token, m.Token) && got.Code != coap.Empty {
-				return got
-			}
+		if got := c.listen(m.Token, min(wait, latest)); got != nil {
+			return got
+		}
+	}
+	return nil
+}
+
+// listen reads for a time as a device does: what is confirmable is acknowledged, and a ping answered. It
+// returns the answer to the request with a token.
+func (c *client) listen(token []byte, within time.Duration) *coap.Message {
+	for until := time.Now().Add(within); time.Now().Before(until); {
+		got := c.read(time.Until(until))
+		switch {
+		case got == nil:
+			return nil
+		case got.Code == coap.Empty && got.Type == coap.Confirmable:
+			c.write(&coap.Message{Type: coap.Reset, ID: got.ID})
+			continue
+		case got.Type == coap.Confirmable:
+			c.write(&coap.Message{Type: coap.Acknowledgement, ID: got.ID})
+		}
+		if got.Code != coap.Empty && bytes.Equal(got.Token, token) {
+			return got
 		}
 	}
 	return nil
