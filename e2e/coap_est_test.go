@@ -225,6 +225,44 @@ func TestESTOverCoAP(t *testing.T) {
 	s.verified(mine)
 	s.verified(made)
 
+	// Who asks for the new key to be encrypted to its own gets format 280, which openssl opens.
+	writeText(t, s.path("wrapped.cnf"), "[req]\nprompt=no\ndistinguished_name=dn\nattributes=attributes\n[dn]\nCN=device-1\n[attributes]\n1.2.840.113549.1.9.16.2.54=mine\n")
+	for name, make := range map[string][]string{"P-256": {"genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"}, "RSA": {"genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"}} {
+		s.must("openssl", append(make, "-out", "holder.key")...)
+		s.must("openssl", "req", "-new", "-key", "holder.key", "-config", "wrapped.cnf", "-outform", "DER", "-out", "holder.csr")
+		wanted := []byte(readText(t, s.path("holder.csr")))
+		for function, format := range map[string]coap.Format{"skg": 281, "skc": 287} {
+			m := c.est(coap.POST, "/est/plant/"+function, 62, 286, wanted)
+			isOf(t, function+" to a key of "+name, m, coap.Changed, 62)
+			var parts []any
+			if err := cbor.Unmarshal(m.Payload, &parts); err != nil || len(parts) != 4 || parts[0] != uint64(280) || parts[2] != uint64(format) {
+				t.Fatalf("%s to a key of %s: got %x, %v, want an array of 280, a CMS message, %d and a certificate", function, name, m.Payload, err, format)
+			}
+			writeText(t, s.path("wrapped.cms"), string(parts[1].([]byte)))
+			s.must("openssl", "cms", "-decrypt", "-binary", "-inform", "DER", "-in", "wrapped.cms", "-inkey", "holder.key", "-out", "opened.der")
+			opened, err := x509.ParsePKCS8PrivateKey([]byte(readText(t, s.path("opened.der"))))
+			if err != nil {
+				t.Fatalf("%s to a key of %s: %v", function, name, err)
+			}
+			s.becomes(s.onlyOne(coap.Message{Options: coap.Options{}.AddUint(coap.ContentFormat, uint32(format)), Payload: parts[3].([]byte)}), opened, k.Device)
+		}
+	}
+	// One CA is handed out as a certificate to who asks for that.
+	var cas struct{ Items []struct{ ID, Parent string } }
+	s.decode(s.rest(http.MethodGet, "/api/v1/cas", "", http.StatusOK), &cas)
+	for _, ca := range cas.Items {
+		if ca.Parent == "" {
+			s.dms(`{"id":"rooted","name":"rooted","settings":{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"ENROLMENT_TOKEN"}},
+				"reenrollment_settings":{"est_rfc7030_settings":{"auth_mode":"ENROLMENT_TOKEN"}},"ca_distribution_settings":{"managed_cas":["` + ca.ID + `"]}}}`)
+			break
+		}
+	}
+	one := c.est(coap.GET, "/est/rooted/crts", 287, 0, nil)
+	isOf(t, "one CA", one, coap.Content, 287)
+	if ca := s.onlyOne(one); !ca.IsCA {
+		t.Errorf("format 287: got the certificate of %s, which is no CA", ca.Subject)
+	}
+
 	for _, wrong := range []struct {
 		what   string
 		method coap.Code
