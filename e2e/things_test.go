@@ -204,6 +204,21 @@ func TestCommonNameThatIsAThingsKey(t *testing.T) {
 	s.rest("POST", "/api/v1/cas/"+cas.Items[0].ID+"/sign", string(sign), 400)
 	s.cliFails(1, "cert", "issue", "--server", thing.Key)
 
+	// Nor where it stands in an alternative name.
+	s.sh(`openssl req -new -key asks.key -subj /CN=asks -addext "subjectAltName=DNS:` + thing.Key + `,URI:urn:x:` + thing.Key + `" -outform DER -out alt.csr; base64 -w0 alt.csr >alt.b64; openssl req -in alt.csr -inform DER -out alt.pem`)
+	for _, operation := range []string{"simpleenroll", "serverkeygen"} {
+		if body, code := s.est("/.well-known/est/"+operation, "alt", "-u", "u:"+s.token(`{}`)); code != 400 || !strings.Contains(body, "alternative names") {
+			t.Errorf("%s with a thing's key for an alternative name: %d %s, want 400", operation, code, body)
+		}
+	}
+	k := s.textPSK()
+	if r := s.coap("coap-client-openssl", "-m", "post", "-u", k.Identity, "-k", k.text(t), "-t", "286", "-A", "287", "-f", s.path("alt.csr"), s.coaps("/est/sen")); !strings.Contains(r.all(), "4.00") {
+		t.Errorf("over CoAP: %s, want 4.00", r.all())
+	}
+	sign, _ = json.Marshal(map[string]any{"csr": readText(t, s.path("alt.pem")), "profile": "server"}) //nolint:errchkjson // of strings
+	s.rest("POST", "/api/v1/cas/"+cas.Items[0].ID+"/sign", string(sign), 400)
+	s.cliFails(1, "cert", "issue", "--server", "ok.example,"+thing.Key+".example")
+
 	who := func(args ...string) (string, int) {
 		return s.curl(append([]string{"--cert", s.path("named.crt"), "--key", s.path("named.key"), s.url("/api/v1/whoami")}, args...)...)
 	}

@@ -197,6 +197,9 @@ func (s *Service) named(ctx context.Context, d *DMS, c *caller, csr *x509.Certif
 	if err := s.PKI.NoSecret(ctx, csr.RawSubject); err != nil {
 		return nil, err // before the name is kept anywhere
 	}
+	if err := s.PKI.NoSecretNames(ctx, csr); err != nil {
+		return nil, err
+	}
 	name := d.Settings.IdentityMapping.device(csr)
 	if name == "" {
 		return nil, fault.New(fault.Invalid, "no CommonName in CSR: the request must name the device (%s)", d.Settings.IdentityMapping.source())

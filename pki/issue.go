@@ -42,6 +42,7 @@ type Prepared struct {
 	t       *template
 	issuer  *authority
 	request Request
+	sans    sans
 	shard   int
 	spent   bool
 }
@@ -122,6 +123,9 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 	if err := p.extensions(s.PublicHTTP); err != nil {
 		return err
 	}
+	if err := s.noSecretIn(ctx, p.sans); err != nil {
+		return err
+	}
 	if err := s.notACA(ctx, t.keyID); err != nil {
 		return err
 	}
@@ -182,7 +186,7 @@ func (s *Service) SubjectText(ctx context.Context, csr *x509.CertificateRequest)
 	if s.NoSecret(ctx, csr.RawSubject) != nil {
 		return "[secret]"
 	}
-	return csr.Subject.String()
+	return ended(csr.Subject.String())
 }
 
 // NoSecret refuses a subject that has a device's secret in it, as Mainflux names
@@ -201,16 +205,52 @@ func (s *Service) NoSecret(ctx context.Context, subject []byte) error {
 			if !ok {
 				continue
 			}
-			secret, err := s.IsSecret(ctx, name)
-			if err != nil {
+			if err := s.noSecret(ctx, "the subject has", name); err != nil {
 				return err
-			}
-			if secret {
-				return fault.New(fault.Invalid, "the subject has the key of a thing in it, which the certificate would make public; name the thing by its id")
 			}
 		}
 	}
 	return nil
+}
+
+// NoSecretNames is NoSecret for the alternative names of a request.
+func (s *Service) NoSecretNames(ctx context.Context, csr *x509.CertificateRequest) error {
+	var list sans
+	list.addCSR(csr)
+	list.addModules(csr)
+	return s.noSecretIn(ctx, list)
+}
+
+func (s *Service) noSecretIn(ctx context.Context, list sans) error {
+	if s.IsSecret == nil {
+		return nil
+	}
+	for _, name := range list {
+		text := string(name.Bytes)
+		for _, module := range HardwareModules(mustMarshal([]asn1.RawValue{name})) {
+			text = string(module.Serial)
+		}
+		if err := s.noSecret(ctx, "the alternative names have", text); err != nil {
+			return err
+		}
+		// A name has parts, such as the labels of a DNS name: one of them may be it.
+		for part := range strings.FieldsFuncSeq(text, betweenParts) {
+			if err := s.noSecret(ctx, "the alternative names have", part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func betweenParts(r rune) bool { return strings.ContainsRune(".:/?#&=;,@ ", r) }
+
+func (s *Service) noSecret(ctx context.Context, where, name string) error {
+	secret, err := s.IsSecret(ctx, name)
+	if err == nil && secret {
+		err = fault.New(fault.Invalid, "%s the key of a thing in it, which the certificate would make public; name the thing by its id", where)
+	}
+	return err
 }
 
 func (p *Prepared) extensions(base string) error {
@@ -229,6 +269,7 @@ func (p *Prepared) extensions(base string) error {
 		return fault.New(fault.Invalid, "the request has neither a subject nor an alternative name; give it a common name")
 	}
 	t.addSANs(list)
+	p.sans = list
 	if r.Profile.Kind == OCSP {
 		t.add(oidOCSPNoCheck, false, []byte{5, 0})
 	}
