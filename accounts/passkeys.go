@@ -424,17 +424,69 @@ func (s *Service) ResetFactors(ctx context.Context, userID string) error {
 		if err != nil {
 			return err
 		}
-		if !u.Factors {
-			return fault.New(fault.Conflict, "the user has no second factor")
-		}
-		if err := dropFactorsOf(tx, userID); err != nil {
-			return err
-		}
-		if err := s.note(ctx, tx, "", "second_factor.reset", userID, nil); err != nil {
-			return err
-		}
-		return s.setFactors(ctx, tx, userID, false)
+		return s.resetFactors(ctx, tx, u, nil)
 	})
+}
+
+func (s *Service) resetFactors(ctx context.Context, tx store.Tx, u User, detail map[string]string) error {
+	if !u.Factors {
+		return fault.New(fault.Conflict, "the user has no second factor")
+	}
+	if err := dropFactorsOf(tx, u.ID); err != nil {
+		return err
+	}
+	if err := s.note(ctx, tx, "", "second_factor.reset", u.ID, detail); err != nil {
+		return err
+	}
+	return s.setFactors(ctx, tx, u.ID, false)
+}
+
+// Factors are the second factors of a user.
+type Factors struct {
+	User          User
+	Passkeys      []string // their names
+	Authenticator bool
+	Codes         int // recovery codes left
+}
+
+// ResetStopped is ResetFactors for whoever runs the machine, who needs no account: on a
+// stopped server, where the last administrator has lost everything but the password. The
+// user is named by id or address. A dry run says what there is and changes nothing.
+func (s *Service) ResetStopped(ctx context.Context, name string, dry bool) (f Factors, err error) {
+	do := s.DB.Update
+	if dry {
+		do = s.DB.View
+	}
+	err = do(ctx, func(tx store.Tx) error {
+		if f, err = factorsOf(tx, name); err != nil || dry {
+			return err
+		}
+		ctx := identity.NewContext(ctx, identity.Actor{Kind: identity.System, Org: f.User.HomeOrg}) // in whose trail it is
+		return s.resetFactors(ctx, tx, f.User, map[string]string{"by": "a command on the stopped server"})
+	})
+	return f, err
+}
+
+func factorsOf(tx store.Tx, name string) (f Factors, err error) {
+	if f.User, err = userTable.Get(tx, name); fault.Is(err, fault.NotFound) {
+		f.User, err = userTable.GetBy(tx, "email", store.TermOf(canonical(name)))
+	}
+	if err != nil {
+		return f, err
+	}
+	keys, err := all(tx, passkeyTable, "user", store.TermOf(f.User.ID))
+	if err != nil {
+		return f, err
+	}
+	for _, p := range keys {
+		f.Passkeys = append(f.Passkeys, p.Name)
+	}
+	kept, err := factorTable.Get(tx, f.User.ID)
+	if fault.Is(err, fault.NotFound) {
+		return f, nil
+	}
+	f.Authenticator, f.Codes = kept.Active, len(kept.Codes)
+	return f, err
 }
 
 // BeginLogIn asks whoever it is for a passkey that verifies its user, who then

@@ -2,12 +2,17 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"keystead/client"
+	"keystead/fault"
+	"keystead/server"
+	"keystead/store"
 )
 
 func userCommand(a *app) *cobra.Command {
@@ -197,26 +202,73 @@ func passkeyDelete(a *app) *cobra.Command {
 }
 
 func userResetFactor(a *app) *cobra.Command {
-	return &cobra.Command{
+	var stopped, yes bool
+	online := a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+		u, err := findUser(cmd, c, args[0])
+		if err != nil {
+			return err
+		}
+		if err := c.ResetSecondFactor(cmd.Context(), u.ID); err != nil {
+			return err
+		}
+		a.done("%s has no second factor any more", args[0])
+		return nil
+	})
+	cmd := &cobra.Command{
 		Use:   "reset-second-factor USER",
 		Short: "Take passkeys, authenticator app and recovery codes from a user who has lost them",
 		Long: `Take all second factors from a user who has lost them: passkeys, authenticator app and
 recovery codes. Its logins end, and it logs in with its password alone until it sets one
 up again. Be sure who asks. It is for a platform administrator who has logged in
-(keystead login), with a second factor if it has one; the audit trail has it.`,
+(keystead login), with a second factor if it has one; the audit trail has it.
+
+Where no administrator can log in any more, stop the server and use --stopped: it works
+on the files of the server, for whoever may read them, and only says what it would do
+unless there is --yes as well. The audit trail has that too.`,
+		Example: `  keystead user reset-second-factor ann@example.org
+  keystead user reset-second-factor root@example.org --stopped --yes`,
 		Args: cobra.ExactArgs(1),
-		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
-			u, err := findUser(cmd, c, args[0])
-			if err != nil {
-				return err
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case yes && !stopped:
+				return usage(cmd, errors.New("--yes goes with --stopped"))
+			case stopped:
+				return a.resetStopped(cmd.Context(), args[0], yes)
 			}
-			if err := c.ResetSecondFactor(cmd.Context(), u.ID); err != nil {
-				return err
-			}
-			a.done("%s has no second factor any more", args[0])
-			return nil
-		}),
+			return online(cmd, args)
+		},
 	}
+	cmd.Flags().BoolVar(&stopped, "stopped", false, "on the files of a stopped server; needs no account")
+	cmd.Flags().BoolVar(&yes, "yes", false, "with --stopped: do it, do not only say what would be done")
+	return cmd
+}
+
+// resetStopped is reset-second-factor without a server.
+func (a *app) resetStopped(ctx context.Context, user string, yes bool) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	f, err := server.ResetSecondFactor(ctx, cfg, user, !yes)
+	switch {
+	case errors.Is(err, store.ErrInUse):
+		return coded(exitFailed, oneLine(err), "stop the server of this data directory first, or leave --stopped out")
+	case errors.Is(err, fs.ErrNotExist):
+		return coded(exitNotFound, oneLine(err), "--data names the data directory of the server")
+	case fault.Is(err, fault.NotFound):
+		return coded(exitNotFound, fmt.Errorf("no such user: %s", user), "name the user by address or id")
+	case fault.Is(err, fault.Conflict):
+		return coded(exitConflict, oneLine(err), "the user logs in with the password alone")
+	case err != nil:
+		return restoring(err, user)
+	}
+	what := fmt.Sprintf("%d passkeys, an authenticator app: %t, %d recovery codes", len(f.Passkeys), f.Authenticator, f.Codes)
+	if !yes {
+		a.done("%s has %s; --yes takes them away", user, what)
+		return nil
+	}
+	a.done("%s has no second factor any more; it had %s", user, what)
+	return nil
 }
 
 type userAction func(c *client.Client, ctx context.Context, id string) error

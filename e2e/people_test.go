@@ -300,6 +300,62 @@ func TestTheFirstAdministrator(t *testing.T) {
 	}
 }
 
+// The only administrator has lost the second factor, the recovery codes and every key but
+// the password: whoever runs the machine lets it in again, on the stopped server only,
+// after a look at what that would do, and the trail tells.
+func TestTheOnlyAdministratorLosesTheSecondFactor(t *testing.T) {
+	t.Parallel()
+	s := start(t, fast...)
+	c := s.https()
+	s.secret(firstPassword)
+	_, key, _ := strings.Cut(strings.TrimSpace(readText(t, filepath.Join(s.data, "setup-link"))), "#")
+	s.must2xx(c, http.MethodPost, "/setup", "", fmt.Sprintf(`{"token":%q,"email":"root@example.org","password":%q}`, key, firstPassword), nil)
+	login := s.logIn(c, "root@example.org", firstPassword)
+	var app struct{ Secret string }
+	s.must2xx(c, http.MethodPost, "/users/totp", login, "", &app)
+	s.must2xx(c, http.MethodPost, "/users/totp/confirm", login, `{"code":"`+totp(t, app.Secret, time.Now())+`"}`, nil)
+	attempt := fmt.Sprintf(`{"email":"root@example.org","password":%q}`, firstPassword)
+	refused := func(when string) {
+		t.Helper()
+		if code, body := s.exchange(c, http.MethodPost, "/tokens", "", "", attempt); code != http.StatusUnauthorized || !strings.Contains(body, "second factor") {
+			t.Errorf("%s: the password alone: %d %s, want to be asked for a second factor", when, code, body)
+		}
+	}
+	refused("set up")
+	reset := []string{"user", "reset-second-factor", "root@example.org", "--stopped"}
+	if r := s.cliFails(1, append(reset, "--yes")...); !strings.Contains(r.err, "stop the server") {
+		t.Errorf("while it runs: %s", r.all())
+	}
+	s.cliFails(2, "user", "reset-second-factor", "root@example.org", "--yes")
+	s.stop()
+	if r := s.run(bin, append([]string{"--data", s.data}, reset...)...); r.code != 0 || !strings.Contains(r.all(), "10 recovery codes; --yes takes them away") {
+		t.Errorf("a dry run: %d %s", r.code, r.all())
+	}
+	s.cliFails(5, "user", "reset-second-factor", "nobody@example.org", "--stopped", "--yes")
+	if r := s.run(bin, append([]string{"--data", s.path("nothing")}, reset...)...); r.code != 5 {
+		t.Errorf("without a database: %d %s, want 5", r.code, r.all())
+	}
+	if _, err := os.Stat(s.path("nothing")); err == nil {
+		t.Error("it made a data directory")
+	}
+	s.start()
+	c = s.https()
+	refused("after a dry run")
+	s.stop()
+	s.cli(append(reset, "--yes")...)
+	s.cliFails(6, append(reset, "--yes")...)
+	s.start()
+	c = s.https()
+	if code, _ := s.exchange(c, http.MethodGet, "/users/profile", login, "", ""); code != http.StatusUnauthorized {
+		t.Errorf("the login of before: %d, want 401", code)
+	}
+	s.logIn(c, "root@example.org", firstPassword)
+	if trail := s.cli("audit", "export"); !strings.Contains(trail, "second_factor.reset") || !strings.Contains(trail, "a command on the stopped server") {
+		t.Error("the trail does not say that the second factor was reset, and how")
+	}
+	s.cli("audit", "verify")
+}
+
 // surfer is a browser's part of HTTP: cookies, and no redirects followed.
 func (s *server) surfer() *http.Client {
 	s.t.Helper()

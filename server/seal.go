@@ -53,6 +53,15 @@ func (s *Server) buildSeal(ctx context.Context) error {
 	return nil
 }
 
+// hasKeyring reports whether the database is that of a server that was started before.
+func (s *Server) hasKeyring(ctx context.Context) (has bool, err error) {
+	err = s.DB.View(ctx, func(tx store.Tx) error {
+		has, err = keyrings.Has(tx, theKeyring)
+		return err
+	})
+	return has, err
+}
+
 func (s *Server) keepKeyring(ctx context.Context) func([]byte) error {
 	return func(record []byte) error {
 		return s.DB.Update(ctx, func(tx store.Tx) error {
