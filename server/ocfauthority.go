@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -23,8 +22,7 @@ import (
 )
 
 // ocfAuthority is the outside OAuth server that gives out the tokens of OCF devices: the one
-// that all providers of the configuration name. What it says of itself is asked for
-// when it is first needed, and again until there is an answer.
+// that all providers of the configuration name.
 type ocfAuthority struct {
 	url       string
 	org       string   // whose devices it vouches for; "" for the default organisation
@@ -34,17 +32,14 @@ type ocfAuthority struct {
 	client    *http.Client
 	now       func() time.Time
 
-	mu     sync.Mutex
-	found  *oidc.Provider
-	keys   oidc.KeySet
-	asking chan struct{} // closed when the one who asks has an answer; nil if nobody does
-	failed error         // of the last time
-	again  time.Time     // when it may be asked next
+	found discovery[ocfFound]
 }
 
-// ocfAskAgain is how long an authority that gave no answer is left alone: devices are told so
-// at once meanwhile.
-const ocfAskAgain = 5 * time.Second
+// ocfFound is an authority that has answered.
+type ocfFound struct {
+	provider *oidc.Provider
+	keys     oidc.KeySet
+}
 
 const ocfLeeway = 30 * time.Second // by which the clock of an authority may be ahead
 
@@ -62,6 +57,7 @@ func (s *Server) newOCFAuthority(c coapgw.OCFConfig) (*ocfAuthority, error) {
 		url: c.Providers[0].Authority, org: c.Providers[0].Organisation, claims: c,
 		secrets: map[string]seal.Secret{}, client: client.HTTP(), now: func() time.Time { return s.Now() },
 	}
+	a.found.now, a.found.gone = a.now, "the authorization server cannot be reached"
 	if err := outbound.CheckURL(a.url, false); err != nil {
 		return nil, fmt.Errorf("coap.ocf.providers: authority: %w", err)
 	}
@@ -77,61 +73,25 @@ func (s *Server) newOCFAuthority(c coapgw.OCFConfig) (*ocfAuthority, error) {
 	return a, nil
 }
 
-// discover returns what the authority says of itself, and its keys. One asks; others wait for
-// what it hears, as long as they can.
+// discover returns what the authority says of itself, and its keys.
 func (a *ocfAuthority) discover(ctx context.Context) (*oidc.Provider, oidc.KeySet, error) {
-	for {
-		a.mu.Lock()
-		found, keys, failed, asking := a.found, a.keys, a.failed, a.asking
-		mine := found == nil && asking == nil && !a.now().Before(a.again)
-		if mine {
-			a.asking = make(chan struct{})
-		}
-		a.mu.Unlock()
-		switch {
-		case found != nil:
-			return found, keys, nil
-		case mine:
-			return a.learn(ctx)
-		case asking == nil:
-			return nil, nil, failed
-		}
-		select {
-		case <-asking:
-		case <-ctx.Done():
-			return nil, nil, fault.Wrap(fault.Unavailable, context.Cause(ctx), "the authorization server cannot be reached")
-		}
-	}
+	found, err := a.found.get(ctx, a.ask)
+	return found.provider, found.keys, err
 }
 
-// learn asks the authority and keeps the answer, or that there was none.
-func (a *ocfAuthority) learn(ctx context.Context) (*oidc.Provider, oidc.KeySet, error) {
-	found, keys, err := a.ask(ctx)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.found, a.keys, a.failed = found, keys, err
-	if err != nil {
-		a.again = a.now().Add(ocfAskAgain)
-	}
-	close(a.asking)
-	a.asking = nil
-	return found, keys, err
-}
-
-func (a *ocfAuthority) ask(ctx context.Context) (*oidc.Provider, oidc.KeySet, error) {
-	// The context of the first request must not end the later fetches of keys.
-	ctx = oidc.ClientContext(context.WithoutCancel(ctx), a.client)
-	found, err := oidc.NewProvider(ctx, a.url)
-	if err != nil {
-		return nil, nil, fault.Wrap(fault.Unavailable, err, "the authorization server cannot be reached")
+func (a *ocfAuthority) ask(ctx context.Context) (f ocfFound, err error) {
+	ctx = oidc.ClientContext(ctx, a.client)
+	if f.provider, err = oidc.NewProvider(ctx, a.url); err != nil {
+		return f, err
 	}
 	var at struct {
 		Keys string `json:"jwks_uri"`
 	}
-	if err := found.Claims(&at); err != nil || at.Keys == "" {
-		return nil, nil, fault.Wrap(fault.Unavailable, errors.Join(err, errors.New("no jwks_uri")), "the authorization server does not say where its keys are")
+	if err := f.provider.Claims(&at); err != nil || at.Keys == "" {
+		return f, errors.Join(err, errors.New("the authorization server does not say where its keys are: no jwks_uri"))
 	}
-	return found, oidc.NewRemoteKeySet(ctx, at.Keys), nil
+	f.keys = oidc.NewRemoteKeySet(ctx, at.Keys)
+	return f, nil
 }
 
 // exchange trades the code a device signs up with for tokens.

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -41,8 +40,7 @@ type outsideLogin struct {
 	secret seal.Secret
 	client *http.Client
 
-	mu    sync.Mutex
-	found *oidc.Provider
+	found discovery[*oidc.Provider]
 }
 
 // buildProviders reads the secrets of the outside providers; it asks none of them.
@@ -53,10 +51,12 @@ func (s *Server) buildProviders(context.Context) error {
 		if err != nil {
 			return fmt.Errorf("accounts.oidc: %s: %w", p.Name, err)
 		}
-		s.providers[p.Name] = &outsideLogin{Provider: p, secret: secret, client: &http.Client{
+		found := &outsideLogin{Provider: p, secret: secret, client: &http.Client{
 			Timeout: providerTimeout, Transport: bounded{http.DefaultTransport},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}}
+		found.found.now, found.found.gone = func() time.Time { return s.Now() }, "the login provider cannot be reached; try again"
+		s.providers[p.Name] = found
 	}
 	return nil
 }
@@ -78,18 +78,9 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // discover returns what the provider says of itself, asked once it is needed.
 func (p *outsideLogin) discover(ctx context.Context) (*oidc.Provider, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.found != nil {
-		return p.found, nil
-	}
-	// The context of the first login must not end the key set's later fetches.
-	found, err := oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), p.client), p.Issuer)
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "the login provider cannot be reached; try again")
-	}
-	p.found = found
-	return found, nil
+	return p.found.get(ctx, func(ctx context.Context) (*oidc.Provider, error) {
+		return oidc.NewProvider(oidc.ClientContext(ctx, p.client), p.Issuer)
+	})
 }
 
 func (p *outsideLogin) oauth(found *oidc.Provider, public string) *oauth2.Config {

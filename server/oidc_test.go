@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -179,4 +181,50 @@ func TestAProviderThatIsAwayDoesNotStopTheServer(t *testing.T) {
 	r.call(t, "", "GET", "/users/oauth/corp", nil, http.StatusServiceUnavailable, nil)
 	r.call(t, "", "GET", "/users/oauth/other", nil, http.StatusNotFound, nil)
 	r.call(t, r.admin, "GET", "/things", nil, http.StatusOK, nil)
+}
+
+// While a provider hangs one login asks it, whoever gives up waits no longer, those who
+// wait get in when it answers, and nobody else is held up.
+func TestAProviderThatHangsHoldsUpNobody(t *testing.T) {
+	p, other := openidtest.New(t), openidtest.New(t)
+	answers := make(chan struct{})
+	p.Silent(answers)
+	r := start(t, func(c *config.Config) {
+		for name, at := range map[string]string{"corp": p.URL, "other": other.URL} {
+			c.Accounts.OIDC = append(c.Accounts.OIDC, accounts.Provider{Name: name, Issuer: at, ClientID: "keystead"})
+		}
+	})
+	begin := func(ctx context.Context, provider string) int {
+		w := httptest.NewRecorder()
+		r.Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/users/oauth/"+provider, nil))
+		return w.Code
+	}
+	first, giveUp := context.WithCancel(t.Context())
+	gone := make(chan int, 1)
+	go func() { gone <- begin(first, "corp") }()
+	for p.Asked() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	const people = 8
+	waiting := make(chan int, people)
+	for range people {
+		go func() { waiting <- begin(t.Context(), "corp") }()
+	}
+	giveUp()
+	if code := <-gone; code != http.StatusServiceUnavailable {
+		t.Errorf("who gave up: got %d, want 503", code)
+	}
+	if code := begin(t.Context(), "other"); code != http.StatusSeeOther {
+		t.Errorf("at another provider meanwhile: got %d, want 303", code)
+	}
+	r.call(t, r.admin, "GET", "/things", nil, http.StatusOK, nil)
+	close(answers)
+	for range people {
+		if code := <-waiting; code != http.StatusSeeOther {
+			t.Errorf("who waited: got %d, want 303", code)
+		}
+	}
+	if n := p.Asked(); n != 1 {
+		t.Errorf("the provider was asked %d times, want once", n)
+	}
 }

@@ -31,6 +31,8 @@ type Provider struct {
 	claims jwt.MapClaims
 	method jwt.SigningMethod
 	hang   <-chan struct{}
+	silent <-chan struct{}
+	asked  int
 }
 
 // New starts a provider that ends with the test.
@@ -39,7 +41,18 @@ func New(t *testing.T) *Provider {
 	p := &Provider{method: jwt.SigningMethodES256}
 	p.Rotate(t)
 	mux := http.NewServeMux()
-	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		silent := p.silent
+		p.asked++
+		p.mu.Unlock()
+		if silent != nil {
+			select {
+			case <-silent:
+			case <-r.Context().Done():
+				return
+			}
+		}
 		answer(w, map[string]string{"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/keys"})
 	})
 	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.keys()) })
@@ -81,6 +94,20 @@ func (p *Provider) Hang(until <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hang = until
+}
+
+// Silent has the provider not say who it is until the channel is closed.
+func (p *Provider) Silent(until <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = until
+}
+
+// Asked is how often the provider was asked who it is.
+func (p *Provider) Asked() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked
 }
 
 func (p *Provider) keys() any {
