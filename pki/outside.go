@@ -114,6 +114,32 @@ type fullName struct {
 	Relative asn1.RawValue   `asn1:"optional,tag:1"`
 }
 
+// warnings are what was warned of lately, so that a device that comes each minute
+// fills no log.
+type warnings struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+const (
+	warnEvery   = time.Hour
+	maxWarnings = 1000 // things remembered as warned of
+)
+
+// now reports whether it is time to warn of something.
+func (w *warnings) now(of string, now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if last, warned := w.last[of]; warned && now.Sub(last) < warnEvery {
+		return false
+	}
+	if w.last == nil || len(w.last) >= maxWarnings {
+		w.last = map[string]time.Time{}
+	}
+	w.last[of] = now
+	return true
+}
+
 // outsideCheck is the check of CAs that have no word of their own.
 func (s *Service) outsideCheck() RevocationCheck {
 	if s.Outside == nil {
@@ -144,10 +170,10 @@ func (s *Service) outsideGood(ctx context.Context, path []*x509.Certificate, che
 		reason, revoked, err := s.Outside.status(ctx, cert, path[i+1])
 		switch {
 		case err != nil && check != CheckHard:
-			if !s.Log.Enabled(ctx, slog.LevelWarn) {
+			if !s.Log.Enabled(ctx, slog.LevelWarn) || !s.warned.now(string(path[i+1].Raw), s.Now()) {
 				continue
 			}
-			s.Log.WarnContext(ctx, "whether a certificate of an outside CA is revoked could not be found out; it is let through",
+			s.Log.WarnContext(ctx, "whether a certificate of an outside CA is revoked could not be found out; it is let through, as others of its CA may be in the next hour",
 				slog.String("certificate", unnamed(cert)), slog.Any("error", err))
 		case errors.Is(err, errNowhere):
 			return fault.New(fault.Unauthenticated, "the revocation of certificate %s must be looked up and cannot be: it names no CRL or OCSP responder", unnamed(cert))
@@ -166,7 +192,7 @@ func (s *Service) outsideGood(ctx context.Context, path []*x509.Certificate, che
 // unnamed says which certificate is meant without its subject, which may be the key of a thing
 // (see mtls.cn_thing_key): reasons are logged.
 func unnamed(cert *x509.Certificate) string {
-	return fmt.Sprintf("%s of %q", SerialOf(cert.SerialNumber), cert.Issuer.String())
+	return fmt.Sprintf("%s of %s", SerialOf(cert.SerialNumber), quotedName(cert.Issuer))
 }
 
 // PathNotRevoked refuses, as Unauthenticated, a verified path whose first certificate the

@@ -70,6 +70,7 @@ type Service struct {
 
 	ocspNames   sync.Map // hash of a CA's key → CAID
 	ocspMu      sync.Mutex
+	warned      warnings // of certificates whose revocation could not be found out
 	ocspSigners map[CAID]ocspSigning
 }
 

@@ -6,10 +6,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -446,10 +448,28 @@ func weak(alg x509.SignatureAlgorithm) bool {
 func untrusted(chain []*x509.Certificate, _ []*authority) error {
 	top := chain[min(len(chain), maxPresented)-1]
 	if bytes.Equal(top.RawSubject, top.RawIssuer) {
-		return fault.New(fault.Unauthenticated, "the certificate leads to %q, which is not a trusted CA", top.Subject.String())
+		return fault.New(fault.Unauthenticated, "the certificate leads to %s, which is not a trusted CA", quotedName(top.Subject))
 	}
-	return fault.New(fault.Unauthenticated, "the certificate's chain ends at %q, issued by %q, which is not a trusted CA; if a trusted CA is above it, send the certificates in between too (incomplete chain)",
-		top.Subject.String(), top.Issuer.String())
+	return fault.New(fault.Unauthenticated, "the certificate's chain ends at %s, issued by %s, which is not a trusted CA; if a trusted CA is above it, send the certificates in between too (incomplete chain)",
+		quotedName(top.Subject), quotedName(top.Issuer))
+}
+
+// maxQuoted is how much of a name that somebody shows is said back, in characters.
+const maxQuoted = 120
+
+// quotedName is a name of a certificate that nobody here has made, as an answer, a log and
+// a terminal may have it: what cannot be printed is written as Go would, and it ends.
+func quotedName(name pkix.Name) string {
+	return strconv.Quote(ended(name.String()))
+}
+
+// ended is text, or its beginning.
+func ended(text string) string {
+	runes := []rune(text)
+	if len(runes) <= maxQuoted {
+		return text
+	}
+	return string(runes[:maxQuoted]) + "…"
 }
 
 func (s *Service) verify(ctx context.Context, chain []*x509.Certificate, a *authority, at time.Time, usage []x509.ExtKeyUsage) (validated, error) {
@@ -485,7 +505,7 @@ func unverified(chain []*x509.Certificate, err error) error {
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		switch e.Reason {
 		case x509.Expired:
-			return fault.New(fault.Unauthenticated, "a CA certificate in the chain is not valid at this time: %q", e.Cert.Subject.String())
+			return fault.New(fault.Unauthenticated, "a CA certificate in the chain is not valid at this time: %s", quotedName(e.Cert.Subject))
 		case x509.IncompatibleUsage:
 			return fault.New(fault.Unauthenticated, "the certificate is not for clients: its extended key usage lacks clientAuth")
 		case x509.TooManyIntermediates:
