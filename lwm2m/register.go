@@ -180,7 +180,7 @@ func (s *Service) Client(ctx context.Context, clientID string) (v Registration, 
 		if err != nil {
 			return err
 		}
-		v, err = s.registration(tx, d)
+		v, err = s.RegistrationIn(tx, d)
 		return err
 	})
 }
@@ -219,12 +219,13 @@ func (s *Service) Registration(ctx context.Context, device string) (v Registrati
 		if err != nil {
 			return err
 		}
-		v, err = s.registration(tx, d)
+		v, err = s.RegistrationIn(tx, d)
 		return err
 	})
 }
 
-func (s *Service) registration(tx store.Tx, d devices.Device) (Registration, error) {
+// RegistrationIn is Registration of a device that was read in tx.
+func (s *Service) RegistrationIn(tx store.Tx, d devices.Device) (Registration, error) {
 	v, err := registrations.Get(tx, d.ID)
 	if err == nil && !s.Now().Before(v.ExpiresAt) {
 		err = fault.New(fault.NotFound, "no such client")

@@ -12,6 +12,7 @@ import (
 	"keystead/identity"
 	"keystead/lwm2m"
 	"keystead/pki"
+	"keystead/store"
 )
 
 func (s *Server) deviceRoutes() []route {
@@ -145,16 +146,23 @@ func (s *Server) deviceID(c echo.Context) (string, error) {
 
 func (s *Server) showDevice(c echo.Context) error {
 	ctx := c.Request().Context()
-	d, err := s.Devices.Find(ctx, c.Param("id"))
+	var v deviceView
+	err := s.DB.View(ctx, func(tx store.Tx) error {
+		d, err := s.Devices.FindIn(ctx, tx, identity.OrgOf(ctx), c.Param("id"))
+		if err != nil {
+			return err
+		}
+		v = viewDevice(d)
+		r, err := s.LwM2M.RegistrationIn(tx, d)
+		switch {
+		case err == nil:
+			v.Registration = &r
+		case !fault.Is(err, fault.NotFound):
+			return err
+		}
+		return nil
+	})
 	if err != nil {
-		return err
-	}
-	v := viewDevice(d)
-	r, err := s.LwM2M.Registration(ctx, d.ID)
-	switch {
-	case err == nil:
-		v.Registration = &r
-	case !fault.Is(err, fault.NotFound):
 		return err
 	}
 	return c.JSON(http.StatusOK, v)
