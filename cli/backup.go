@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -124,6 +125,69 @@ restore are no longer good.`,
 			return nil
 		},
 	}
+}
+
+func compactCommand(a *app) *cobra.Command {
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "compact",
+		Short: "Give what is free in the database back to the disk; the server must be stopped",
+		Long: `Write the database anew without what is free in it, and put that in place of the
+old; the server must be stopped. The file never shrinks by itself: what is deleted,
+and what is replaced while a backup is made, leaves room in it that later changes
+use. Where there is much, the list of it makes every change slower.
+
+Each value is verified on the way. The disk needs room for what is used a second
+time; on any error the database is as it was.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.config()
+			if err != nil {
+				return err
+			}
+			var tell func(done, total int64)
+			if !dry {
+				bar := a.progress("MB", 1)
+				defer bar.end()
+				tell = func(done, total int64) {
+					bar.total = max(1, int(total>>20))
+					bar.at(int(done >> 20))
+				}
+			}
+			out, err := server.Compact(cmd.Context(), cfg, dry, tell)
+			if err != nil {
+				return compacting(err)
+			}
+			return printOne(a, out, []column[server.Compacted]{
+				{name: "database", cell: func(c server.Compacted) string { return c.Database }},
+				{name: "before", cell: func(c server.Compacted) string { return strconv.FormatInt(c.Before, 10) }},
+				{name: "free", cell: func(c server.Compacted) string { return strconv.FormatInt(c.Free, 10) }},
+				{name: "after", cell: func(c server.Compacted) string {
+					if dry {
+						return "not done: dry run"
+					}
+					return strconv.FormatInt(c.After, 10)
+				}},
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say how much is free")
+	return cmd
+}
+
+// compacting says how the program ends for what keeps a database from being compacted.
+func compacting(err error) error {
+	switch {
+	case errors.Is(err, store.ErrInUse):
+		return coded(exitFailed, oneLine(err), "stop the server of this data directory first")
+	case errors.Is(err, store.ErrCorrupt), errors.Is(err, store.ErrNewer):
+		return coded(exitData, oneLine(err), "nothing was changed")
+	case errors.Is(err, fs.ErrNotExist):
+		return coded(exitNotFound, oneLine(err), "--data says where the database is; keystead serve makes one")
+	case errors.Is(err, syscall.ENOSPC):
+		return coded(exitFailed, oneLine(err), "make room on the disk for what is used of the database; nothing was changed")
+	}
+	return oneLine(err)
 }
 
 // restoring says how the program ends for what is wrong with a backup.

@@ -47,6 +47,7 @@ var commands = []func(*app) *cobra.Command{
 	backupCommand,
 	keysCommand,
 	restoreCommand,
+	compactCommand,
 	doctorCommand,
 	versionCommand,
 }
