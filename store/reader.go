@@ -76,6 +76,18 @@ func (r *Reader) list(want byte) int {
 	return 0
 }
 
+// Uint returns a number that is not negative, 0 for null.
+func (r *Reader) Uint() uint64 {
+	major, n := r.head()
+	if major == cborUint {
+		return n
+	}
+	if major != cborSimple || n != cborNull {
+		r.fail()
+	}
+	return 0
+}
+
 // Text returns a string, Bytes a byte string; both nothing for null.
 func (r *Reader) Text() []byte  { return r.string(cborText) }
 func (r *Reader) Bytes() []byte { return r.string(cborBytes) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,6 +61,8 @@ func TestReaderReadsWhatTablesWrite(t *testing.T) {
 			if err := list.Err(); err != nil {
 				t.Error(err)
 			}
+		case "big":
+			got.Big = r.Uint()
 		case "last":
 			got.Last = string(r.Text())
 		default:
@@ -69,8 +72,8 @@ func TestReaderReadsWhatTablesWrite(t *testing.T) {
 	if err := r.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != want.Name || !bytes.Equal(got.Bytes, want.Bytes) || got.Last != want.Last {
-		t.Errorf("read %q, %x and %d bytes", got.Name, got.Bytes, len(got.Last))
+	if got.Name != want.Name || !bytes.Equal(got.Bytes, want.Bytes) || got.Last != want.Last || got.Big != want.Big {
+		t.Errorf("read %q, %x, %d and %d bytes", got.Name, got.Bytes, got.Big, len(got.Last))
 	}
 	if len(whens) != 2 || !whens[0].Equal(now) || !whens[1].IsZero() {
 		t.Errorf("times: %v", whens)
@@ -81,6 +84,25 @@ func TestReaderReadsWhatTablesWrite(t *testing.T) {
 			if !errors.Is(r.Err(), store.ErrCorrupt) {
 				t.Errorf("a record cut after %d bytes is read: %v", n, r.Err())
 			}
+		}
+	}
+}
+
+func TestReaderRefusesOtherNumbers(t *testing.T) {
+	for _, b := range []string{"", "\x20", "\x3b\x00\x00\x00\x00\x00\x00\x00\x00", "\x61a", "\xf9\x3c\x00", "\xf5", "\xc1\x01"} {
+		r := store.Read([]byte(b))
+		if n := r.Uint(); n != 0 || !errors.Is(r.Err(), store.ErrCorrupt) {
+			t.Errorf("%x is read as %d, %v", b, n, r.Err())
+		}
+	}
+}
+
+// TestTermsEscapeAsEver holds terms to the form that they have in the files there are.
+func TestTermsEscapeAsEver(t *testing.T) {
+	ever := strings.NewReplacer("\x00", "\x01\x01", "\x01", "\x01\x02")
+	for _, part := range []string{"", "\x00", "\x01", "a\x00\x01\x02b\x00\x00", "plain", "\xff\x01\xfe\x00"} {
+		if got := store.TermOf("a", part); string(got) != "a\x00"+ever.Replace(part) {
+			t.Errorf("the term of %q is %q", part, got)
 		}
 	}
 }

@@ -61,7 +61,15 @@ func escape(s string) string {
 	if strings.IndexByte(s, 0) < 0 && strings.IndexByte(s, 1) < 0 {
 		return s
 	}
-	return strings.NewReplacer("\x00", "\x01\x01", "\x01", "\x01\x02").Replace(s)
+	b := make([]byte, 0, len(s)+8)
+	for i := range len(s) {
+		if c := s[i]; c <= 1 {
+			b = append(b, 1, c+1)
+		} else {
+			b = append(b, c)
+		}
+	}
+	return string(b)
 }
 
 // NewTable describes a table. The name is part of every key: it never changes.
