@@ -82,18 +82,18 @@ func (s *Service) IssueFor(ctx context.Context, deviceID string) (string, error)
 // were rejected, or wait. It is not decided for the others.
 func (s *Service) known(ctx context.Context, org string, r Request, c claim, v *voucher) (t Token, decided bool, err error) {
 	err = s.DB.View(ctx, func(tx store.Tx) error {
-		d, err := table.GetBy(tx, "identity", store.TermOf(org, c.identity.hash()))
+		d, err := asks.GetBy(tx, "identity", store.TermOf(org, c.identity.hash()))
 		if err != nil {
 			return err
 		}
-		i := d.withKey(c.key)
-		if i < 0 {
-			return nil
+		set, ok, err := d.withKey(c.key)
+		if !ok || err != nil {
+			return err
 		}
-		switch d.Sets[i].Status {
+		switch set.status {
 		case Accepted:
 			decided = true
-			t, err = s.token(tx, d, i)
+			t, err = s.tokenOf(tx, d.ID, d.Org, string(set.id), set.epoch)
 			return err
 		case Rejected:
 			return errUnauthorized
@@ -174,13 +174,17 @@ func (s *Service) acceptOn(ctx context.Context, tx store.Tx, d *Device, i int, b
 // token returns what the next token of the set at i, an accepted one, says, if its device
 // is good now.
 func (s *Service) token(tx store.Tx, d Device, i int) (Token, error) {
-	if _, _, err := s.Devices.Prove(tx, d.ID, identity.AuthSet, d.Sets[i].ID); err != nil {
+	return s.tokenOf(tx, d.ID, d.Org, d.Sets[i].ID, d.Sets[i].Epoch)
+}
+
+func (s *Service) tokenOf(tx store.Tx, device, org, set string, epoch uint64) (Token, error) {
+	if _, _, err := s.Devices.Prove(tx, device, identity.AuthSet, set); err != nil {
 		if fault.Is(err, fault.Unauthenticated) {
 			return Token{}, errUnauthorized
 		}
 		return Token{}, err
 	}
-	return Token{ID: d.Sets[i].ID + "." + rand.Text(), Device: d.ID, Org: d.Org, Epoch: d.Sets[i].Epoch}, nil
+	return Token{ID: set + "." + rand.Text(), Device: device, Org: org, Epoch: epoch}, nil
 }
 
 // enter returns the device and the place of its set for c, both made if they are not
@@ -294,18 +298,21 @@ var errToken = fault.New(fault.Unauthenticated, "the token is revoked; ask for a
 
 func (s *Service) prove(ctx context.Context, t Token) (a identity.Actor, err error) {
 	err = s.DB.View(ctx, func(tx store.Tx) error {
-		d, err := table.Get(tx, t.Device)
+		d, err := asks.Get(tx, t.Device)
 		if fault.Is(err, fault.NotFound) {
 			return errToken
 		}
 		if err != nil {
 			return err
 		}
-		i := d.set(setOf(t.ID))
-		if i < 0 || d.Sets[i].Status != Accepted || d.Sets[i].Epoch != t.Epoch || d.Org != t.Org {
+		set, ok, err := d.named(setOf(t.ID))
+		if err != nil {
+			return err
+		}
+		if !ok || set.status != Accepted || set.epoch != t.Epoch || d.Org != t.Org {
 			return errToken
 		}
-		device, credential, err := s.Devices.Prove(tx, d.ID, identity.AuthSet, d.Sets[i].ID)
+		device, credential, err := s.Devices.Prove(tx, d.ID, identity.AuthSet, string(set.id))
 		if err != nil {
 			return err
 		}

@@ -48,6 +48,9 @@ func (s *Service) speaksFor(tx store.Tx, org string, r Request, c claim, v *vouc
 	if v != nil {
 		return "mtls/" + v.name(), nil
 	}
+	if n, err := rules.Count(tx, "org", store.TermOf(org)); n == 0 || err != nil {
+		return "", err
+	}
 	p, err := rules.PageBy(tx, "org", store.TermOf(org), page.Request{Limit: maxRules})
 	if err != nil {
 		return "", err
