@@ -39,6 +39,29 @@ func TestCanonical(t *testing.T) {
 	}
 }
 
+// TestCanonicalAsItStands holds identities that look canonical, and are taken as they stand if they
+// are, against what they become when they are decoded, which a blank behind them sees to.
+func TestCanonicalAsItStands(t *testing.T) {
+	t.Parallel()
+	many := make([]string, 65)
+	for i := range many {
+		many[i] = fmt.Sprintf(`"a%02d":"1"`, i)
+	}
+	for _, in := range []string{
+		`{"a":"1"}`, `{"":""}`, `{"":"","a":"b"}`, `{"a":"","b":"","ba":"","c":"~ !"}`,
+		`{"b":"1","a":"2"}`, `{"a":"1","a":"2"}`, `{"a":"1","":"2"}`, `{"a":"<"}`, `{"a":">"}`, `{"a":"&"}`, `{"a":"\u0041"}`, `{"a":"\""}`,
+		"{\"a\":\"\x7f\"}", "{\"a\":\"\t\"}", "{\"a\":\"é\"}", `{"a": "1"}`, `{ "a":"1"}`, `{"a":"1",}`, `{"a":"1"}}`, `{"a":"1"},`, `{"a":"1"`, `{"a":"1`, `{"a":`, `{"a"`, `{`,
+		`{"a":"1":"2"}`, `{"a","b"}`, `{"a"}`, `{"a":1}`, `{"a":{"b":"c"}}`,
+		"{" + strings.Join(many[:64], ",") + "}", "{" + strings.Join(many, ",") + "}",
+	} {
+		got, err := authsets.Canonicalise([]byte(in))
+		want, wantErr := authsets.Canonicalise([]byte(in + " "))
+		if got != want || (err == nil) != (wantErr == nil) {
+			t.Errorf("%s: got %s, %v; and with a blank behind it %s, %v", in, got, err, want, wantErr)
+		}
+	}
+}
+
 func TestNoIdentity(t *testing.T) {
 	t.Parallel()
 	many := make([]string, 65)
@@ -61,10 +84,15 @@ func FuzzCanonical(f *testing.F) {
 	f.Add(`{"b":1.0,"a":1e2,"c":0.0000001,"d":1e21}`, `{"n":12345678901234567890}`)
 	f.Add(`{"n":12345678901234567890}`, `{"n":12345678901234567891}`)
 	f.Add(`{"a":"x"}`, `{"a":["x"]}`)
+	f.Add(`{"a":"x","b":"~ "}`, `{"a":"x","a":"y"}`)
+	f.Add(`{"b":"x","a":"y"}`, `{"":"","a":"<"}`)
 	f.Fuzz(func(t *testing.T, a, b string) {
 		one, err := authsets.Canonicalise([]byte(a))
 		if err != nil {
 			return
+		}
+		if slow, err := authsets.Canonicalise([]byte(a + " ")); slow != one && err == nil {
+			t.Errorf("%q becomes %q, and with a blank behind it %q", a, one, slow)
 		}
 		if !json.Valid([]byte(one)) {
 			t.Errorf("%q becomes %q, which is no JSON", a, one)

@@ -1,6 +1,7 @@
 package authsets
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -97,8 +98,15 @@ func ParseKey(text string) (crypto.PublicKey, []byte, error) {
 	return parseDER(block.Bytes)
 }
 
+// edHead is what comes before the bytes of an Ed25519 key in PKIX (RFC 8410, 4 and 10.1), which is
+// the only way of writing one.
+var edHead = []byte("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00")
+
 // parseDER is ParseKey for PKIX.
 func parseDER(raw []byte) (crypto.PublicKey, []byte, error) {
+	if key, ok := bytes.CutPrefix(raw, edHead); ok && len(key) == ed25519.PublicKeySize {
+		return ed25519.PublicKey(key), raw, nil
+	}
 	key, err := x509.ParsePKIXPublicKey(raw)
 	if err != nil {
 		if strings.Contains(err.Error(), "unknown public key algorithm") {
