@@ -8,7 +8,11 @@
 package tokens
 
 import (
+	"cmp"
 	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
 	"maps"
 	"sync/atomic"
 	"time"
@@ -107,37 +111,81 @@ type New struct {
 }
 
 // Issue makes a token of the given kind, signed by the active key, and returns
-// it with what it says.
+// it with what it says, save for further claims.
 func (s *Service) Issue(k Kind, n New) (string, Token, error) {
-	ring := s.ring.Load()
 	now := s.Now().UTC().Truncate(time.Second)
 	t := Token{
 		Kind: k, ID: n.ID, Subject: n.Subject, Org: n.Org, Epoch: n.Epoch,
-		IssuedAt: now, ExpiresAt: now.Add(min(n.TTL, s.Config.MaxTTL)), claims: jwt.MapClaims{},
+		IssuedAt: now, ExpiresAt: now.Add(min(n.TTL, s.Config.MaxTTL)),
 	}
 	if t.ID == "" {
 		t.ID = id.New(s.Now())
 	}
-	maps.Copy(t.claims, n.Extra)
-	audience := k.Audience
-	if audience == "" {
-		audience = n.Audience
+	says, err := json.Marshal(claims{
+		Issuer: s.Config.Issuer, Audience: cmp.Or(k.Audience, n.Audience), Subject: t.Subject, ID: t.ID, Org: t.Org, Epoch: t.Epoch,
+		IssuedAt: t.IssuedAt.Unix(), NotBefore: t.IssuedAt.Unix(), ExpiresAt: t.ExpiresAt.Unix(),
+	})
+	if err == nil && len(n.Extra) > 0 {
+		says, err = further(says, n.Extra)
 	}
-	t.claims["iss"], t.claims["aud"], t.claims["sub"], t.claims["jti"] = s.Config.Issuer, audience, t.Subject, t.ID
-	t.claims["iat"], t.claims["nbf"], t.claims["exp"] = t.IssuedAt.Unix(), t.IssuedAt.Unix(), t.ExpiresAt.Unix()
-	if t.Org != "" {
-		t.claims["org"] = t.Org
+	if err != nil {
+		return "", t, fault.Wrap(fault.Internal, err, "sign a token")
 	}
-	if t.Epoch != 0 {
-		t.claims["ep"] = t.Epoch
-	}
-	token := jwt.NewWithClaims(ring.active.Alg.method(), t.claims)
-	token.Header["typ"], token.Header["kid"] = k.Type, ring.active.ID
-	text, err := token.SignedString(ring.active.private)
+	text, err := s.ring.Load().active.sign(k.Type, says)
 	if err != nil {
 		return "", t, fault.Wrap(fault.Internal, err, "sign a token")
 	}
 	return text, t, nil
+}
+
+// claims are what every token of this server says (RFC 7519, 4.1), as they are written.
+type claims struct {
+	Issuer    string `json:"iss"`
+	Audience  string `json:"aud"`
+	Subject   string `json:"sub"`
+	ID        string `json:"jti"`
+	IssuedAt  int64  `json:"iat"`
+	NotBefore int64  `json:"nbf"`
+	ExpiresAt int64  `json:"exp"`
+	Org       string `json:"org,omitempty"`
+	Epoch     uint64 `json:"ep,omitempty"`
+}
+
+// ownClaims are the names of claims.
+var ownClaims = []string{"iss", "aud", "sub", "jti", "iat", "nbf", "exp", "org", "ep"}
+
+// further appends claims to an object of them, save those that stand in every token.
+func further(object []byte, extra map[string]any) ([]byte, error) {
+	extra = maps.Clone(extra)
+	for _, name := range ownClaims {
+		delete(extra, name)
+	}
+	if len(extra) == 0 {
+		return object, nil
+	}
+	b, err := json.Marshal(extra)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(object[:len(object)-1], ','), b[1:]...), nil
+}
+
+// sign returns a token of a type that says what claims, a JSON object, say, in the compact form (RFC
+// 7515, 3.1). The header is of words that need no escape.
+func (k *Key) sign(kind string, claims []byte) (string, error) {
+	const head = len(`{"alg":"","kid":"","typ":""}`)
+	header := make([]byte, 0, head+len(k.Alg)+len(k.ID)+len(kind))
+	header = append(append(append(header, `{"alg":"`...), k.Alg...), `","kid":"`...)
+	header = append(append(append(append(header, k.ID...), `","typ":"`...), kind...), `"}`...)
+	b64 := base64.RawURLEncoding
+	text := make([]byte, 0, b64.EncodedLen(len(header))+b64.EncodedLen(len(claims))+b64.EncodedLen(ed25519.SignatureSize)+2)
+	text = b64.AppendEncode(text, header)
+	text = b64.AppendEncode(append(text, '.'), claims)
+	signature, err := k.Alg.method().Sign(string(text), k.private)
+	if err != nil {
+		return "", err
+	}
+	return string(b64.AppendEncode(append(text, '.'), signature)), nil
 }
 
 // errToken is the one answer to a token that does not verify. Which of the many

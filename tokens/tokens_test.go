@@ -1,11 +1,16 @@
 package tokens_test
 
 import (
+	"crypto/x509"
+	"errors"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/golang-jwt/jwt/v5"
 
 	"keystead/audit"
 	"keystead/fault"
@@ -86,6 +91,37 @@ func TestTokenSaysWhatItWasMadeFrom(t *testing.T) {
 		}
 		if other := w.issue(t, tokens.Device, tokens.New{}); other == text {
 			t.Errorf("%s: two tokens of one second are the same", alg)
+		}
+	}
+}
+
+// TestTokensAreReadByTheLibrary holds what is written here against another reader of it.
+func TestTokensAreReadByTheLibrary(t *testing.T) {
+	for _, alg := range []tokens.Algorithm{tokens.EdDSA, tokens.ES256, tokens.RS256} {
+		w := start(t, func(c *tokens.Config) { c.Algorithm = alg })
+		text := w.issue(t, tokens.Access, tokens.New{
+			ID: "one", Subject: `"s" <&>`, Org: "acme", Epoch: 7,
+			Extra: map[string]any{"scope": "a b", "n": 1, "sub": "not this one", "exp": 1, "ep": 9, "iss": "nor this"},
+		})
+		claims := jwt.MapClaims{}
+		token, err := jwt.ParseWithClaims(text, claims, func(k *jwt.Token) (any, error) {
+			for _, key := range w.Keys() {
+				if key.ID == k.Header["kid"] {
+					return x509.ParsePKIXPublicKey(key.Public)
+				}
+			}
+			return nil, errors.New("no such key")
+		}, jwt.WithTimeFunc(func() time.Time { return w.now }), jwt.WithValidMethods([]string{string(alg)}))
+		if err != nil || token.Header["typ"] != "at+jwt" || len(token.Header) != 3 {
+			t.Fatalf("%s: %v, %v", alg, token, err)
+		}
+		at := float64(w.now.Unix())
+		want := jwt.MapClaims{
+			"iss": "https://keystead.test", "aud": "api", "sub": `"s" <&>`, "jti": "one", "org": "acme", "ep": 7.0,
+			"iat": at, "nbf": at, "exp": at + 3600, "scope": "a b", "n": 1.0,
+		}
+		if !reflect.DeepEqual(claims, want) {
+			t.Errorf("%s: %v, want %v", alg, claims, want)
 		}
 	}
 }
