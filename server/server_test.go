@@ -27,7 +27,7 @@ type running struct {
 
 // start builds a server in an empty directory. Changes to the configuration are
 // made by the given functions.
-func start(t *testing.T, change ...func(*config.Config)) *running {
+func start(t testing.TB, change ...func(*config.Config)) *running {
 	t.Helper()
 	cfg := config.Default()
 	cfg.Data = t.TempDir()
