@@ -151,11 +151,9 @@ func signed(key crypto.PublicKey, body []byte, signature string) bool {
 
 // slotOf names a request by all that its signature depends on.
 func slotOf(r Request) [sha256.Size]byte {
-	h := sha256.New()
-	h.Write(r.Body)
-	h.Write([]byte{0})
-	h.Write([]byte(r.Signature))
-	return [sha256.Size]byte(h.Sum(nil))
+	const ordinary = 1024 // bytes, which need no memory of their own
+	all := append(make([]byte, 0, ordinary), r.Body...)
+	return sha256.Sum256(append(append(all, 0), r.Signature...))
 }
 
 // requests remembers requests whose signature was good. A device that waits sends the

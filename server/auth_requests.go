@@ -27,7 +27,7 @@ import (
 func (s *Server) authRequestRoutes() []route {
 	return []route{
 		// Who may in is for the signature in the request to say.
-		{method: http.MethodPost, path: "/api/devices/v1/authentication/auth_requests", need: identity.Public, handle: mender(s.authRequest), wire: menderProblem},
+		{method: http.MethodPost, path: "/api/devices/v1/authentication/auth_requests", need: identity.Public, handle: mender(s.authRequest)},
 	}
 }
 
@@ -51,14 +51,10 @@ func (s *Server) issueDeviceToken(t authsets.Token) (string, error) {
 }
 
 func (s *Server) verifyDeviceToken(text string) (authsets.Token, error) {
-	kind, known := s.Tokens.Known(text)
-	if !known {
-		kind.Type = tokens.TypeOf(text) // which costs more than all else does of a token that is known
-	}
-	if kind.Type != tokens.Device.Type {
+	t, err := s.Tokens.VerifyAs(tokens.Device, text)
+	if errors.Is(err, tokens.ErrOtherKind) {
 		return authsets.Token{}, identity.ErrNotMine
 	}
-	t, err := s.Tokens.Verify(text, tokens.Device)
 	return authsets.Token{ID: t.ID, Device: t.Subject, Org: t.Org, Epoch: t.Epoch, ExpiresAt: t.ExpiresAt}, err
 }
 
@@ -174,7 +170,7 @@ func (s *Server) certRevoked(ctx context.Context, path []*x509.Certificate) (boo
 }
 
 // signatureHeader carries the signature of an auth request.
-const signatureHeader = "X-MEN-Signature"
+const signatureHeader = "X-Men-Signature"
 
 // authRequest answers a device with a token, or with why it gets none.
 func (s *Server) authRequest(c echo.Context) error {
@@ -204,7 +200,11 @@ func menderType(r *http.Request) error {
 	if r.ContentLength <= 0 {
 		return nil
 	}
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	text := r.Header.Get("Content-Type")
+	if text == "application/json" {
+		return nil
+	}
+	kind, _, err := mime.ParseMediaType(text)
 	if err != nil {
 		return fault.New(fault.Invalid, "Invalid value for Content-Type header: %v", err)
 	}
@@ -214,7 +214,7 @@ func menderType(r *http.Request) error {
 	return nil
 }
 
-const menderRequestID = "X-MEN-RequestID"
+const menderRequestID = "X-Men-Requestid"
 
 // mender has a route answer with the request id where Mender's clients look for it.
 func mender(next echo.HandlerFunc) echo.HandlerFunc {
@@ -224,7 +224,8 @@ func mender(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// menderPaths begin the paths of Mender's API that are this server's to answer.
+// menderPaths begin the paths of Mender's API that are this server's to answer. Errors under them,
+// whether there is a route or not, are written as Mender's servers do.
 var menderPaths = []string{"/api/devices/v1/authentication/", "/api/management/v2/devauth/", "/api/internal/v1/devauth/"}
 
 // asMender has what is not there, or not by that method, answered as Mender's
@@ -233,10 +234,9 @@ var menderPaths = []string{"/api/devices/v1/authentication/", "/api/management/v
 func (s *Server) asMender(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()
-		if !slices.ContainsFunc(menderPaths, func(p string) bool { return strings.HasPrefix(r.URL.Path, p) }) {
+		if !forMender(r) {
 			return next(c)
 		}
-		c.Set(wireKey, menderProblem)
 		if allowed, known := c.Get(echo.ContextKeyHeaderAllow).(string); known && r.Method == http.MethodOptions {
 			for method := range strings.SplitSeq(allowed, ", ") {
 				c.Response().Header().Add(echo.HeaderAllow, method)
@@ -253,6 +253,15 @@ func (s *Server) asMender(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
+func forMender(r *http.Request) bool {
+	for _, p := range menderPaths {
+		if strings.HasPrefix(r.URL.Path, p) {
+			return true
+		}
+	}
+	return false
+}
+
 func menderID(c echo.Context) string {
 	rid := c.Request().Header.Get(menderRequestID)
 	if !requestIDForm.MatchString(rid) {
@@ -262,7 +271,7 @@ func menderID(c echo.Context) string {
 	return rid
 }
 
-// menderProblem writes an error as Mender's servers do. It is the wire of their routes.
+// menderProblem writes an error as Mender's servers do.
 func menderProblem(c echo.Context, status int, p problem) error {
 	if status == http.StatusRequestEntityTooLarge {
 		p.Error = "http: request body too large"

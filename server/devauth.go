@@ -36,7 +36,7 @@ func (s *Server) devauthRoutes() []route {
 		{method: http.MethodPut, path: "/limits/:name", need: identity.OrgAdmin, handle: s.setAuthLimit},
 	}
 	for i := range all {
-		all[i].path, all[i].handle, all[i].wire = base+all[i].path, mender(all[i].handle), menderProblem
+		all[i].path, all[i].handle = base+all[i].path, mender(all[i].handle)
 	}
 	return all
 }

@@ -57,8 +57,8 @@ func (s *Server) fail(err error, c echo.Context) {
 	h := c.Response().Header()
 	switch status {
 	case http.StatusUnauthorized:
-		if h.Get("WWW-Authenticate") == "" { // a handler may ask for another scheme
-			h.Set("WWW-Authenticate", `Bearer realm="keystead"`)
+		if h.Get("Www-Authenticate") == "" { // a handler may ask for another scheme
+			h.Set("Www-Authenticate", `Bearer realm="keystead"`)
 		}
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter(err))
@@ -69,6 +69,10 @@ func (s *Server) fail(err error, c echo.Context) {
 	}
 	if wire, ok := c.Get(wireKey).(func(echo.Context, int, problem) error); ok && wire != nil {
 		_ = wire(c, status, p)
+		return
+	}
+	if forMender(c.Request()) {
+		_ = menderProblem(c, status, p)
 		return
 	}
 	body, err := json.Marshal(p)

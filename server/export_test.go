@@ -39,3 +39,6 @@ func ReadThings(c echo.Context) (int, error) {
 
 // Proof is what a request shows of its caller.
 func (s *Server) Proof(r *http.Request) (identity.Proof, error) { return s.proof(r) }
+
+// Plain reports whether a path or a value of a query is taken.
+func Plain(text string) bool { return plain(text) }

@@ -178,7 +178,7 @@ func (s *Server) pass(c echo.Context, r *http.Request, upgrade bool, epoch uint6
 		Transport: s.forward.transport, FlushInterval: -1, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) { s.rewrite(p, actor) },
 		ModifyResponse: func(res *http.Response) error {
-			for _, name := range []string{echo.HeaderXRequestID, "Set-Cookie", "Strict-Transport-Security"} {
+			for _, name := range []string{requestIDHeader, "Set-Cookie", "Strict-Transport-Security"} {
 				res.Header.Del(name) // they would be of this server
 			}
 			if res.StatusCode == http.StatusSwitchingProtocols {
@@ -213,7 +213,7 @@ func (s *Server) rewrite(p *httputil.ProxyRequest, actor identity.Actor) {
 	h.Set(deviceHeader, actor.ID)
 	h.Set(orgHeader, actor.Org)
 	h.Set(credentialHeader, string(actor.Credential.Kind))
-	h.Set(echo.HeaderXRequestID, identity.RequestID(p.In.Context()))
+	h.Set(requestIDHeader, identity.RequestID(p.In.Context()))
 	h.Set("X-Forwarded-For", s.ClientAddr(p.In).String())
 	h.Set("X-Forwarded-Host", p.In.Host)
 	h.Set("X-Forwarded-Proto", "https")

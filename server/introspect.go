@@ -18,10 +18,10 @@ func (s *Server) introspectRoutes() []route {
 	return []route{
 		// The Authorization header is that of the request a gateway asks about; its own key comes
 		// in gatewayHeader and is asked for permission by the handler.
-		{method: http.MethodGet, path: verify, need: identity.Public, handle: mender(s.verifyToken), wire: menderProblem},
-		{method: http.MethodPost, path: verify, need: identity.Public, handle: mender(s.verifyToken), wire: menderProblem},
-		{method: http.MethodGet, path: "/api/internal/v1/devauth/alive", need: identity.Public, handle: mender(menderAlive), wire: menderProblem},
-		{method: http.MethodGet, path: "/api/internal/v1/devauth/health", need: identity.Public, handle: mender(s.menderHealth), wire: menderProblem},
+		{method: http.MethodGet, path: verify, need: identity.Public, handle: mender(s.verifyToken)},
+		{method: http.MethodPost, path: verify, need: identity.Public, handle: mender(s.verifyToken)},
+		{method: http.MethodGet, path: "/api/internal/v1/devauth/alive", need: identity.Public, handle: mender(menderAlive)},
+		{method: http.MethodGet, path: "/api/internal/v1/devauth/health", need: identity.Public, handle: mender(s.menderHealth)},
 	}
 }
 

@@ -154,15 +154,17 @@ func (s *Server) throttled(next echo.HandlerFunc) echo.HandlerFunc {
 const maxSegment = 2048
 
 func plain(text string) bool {
-	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
-		return false
-	}
-	for part := range strings.SplitSeq(text, "/") {
-		if len(part) > maxSegment {
+	ascii, part := true, 0
+	for _, c := range []byte(text) {
+		if part++; c == '/' {
+			part = 0
+		}
+		if c < 0x20 || c == 0x7f || part > maxSegment {
 			return false
 		}
+		ascii = ascii && c < utf8.RuneSelf
 	}
-	return true
+	return ascii || utf8.ValidString(text)
 }
 
 // scheme names how a proof is given, in a word of a small set; "" if there is

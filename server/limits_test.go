@@ -234,3 +234,16 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	t.Error("no room after one was closed")
 }
+
+func TestPlainText(t *testing.T) {
+	long := strings.Repeat("x", 2048)
+	for text, want := range map[string]bool{
+		"": true, "/": true, "//": true, "/api/v1/devices": true, "/näme/☃": true, "~ ": true, "\u0085": true,
+		long: true, long + "x": false, long + "/" + long + "/": true, "/" + long + "/" + long + "x/": false, strings.Repeat("ä", 1024): true, strings.Repeat("ä", 1025): false,
+		"a\x00": false, "\x1f": false, "a\x7fb": false, "\xff": false, "/ä\xc3": false, "\n": false, "\xed\xa0\x80": false,
+	} {
+		if server.Plain(text) != want {
+			t.Errorf("%.40q of %d bytes: taken %v, want %v", text, len(text), !want, want)
+		}
+	}
+}

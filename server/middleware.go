@@ -19,6 +19,10 @@ import (
 	"keystead/identity"
 )
 
+// requestIDHeader carries the id of a request. Names of headers that every request asks for are written
+// as the library keeps them: others it writes anew each time.
+const requestIDHeader = "X-Request-Id"
+
 // requestIDForm is what a client may choose as the id of its request.
 var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
@@ -26,11 +30,11 @@ var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 // word, and sends it back.
 func (s *Server) requestID(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		rid := c.Request().Header.Get(echo.HeaderXRequestID)
+		rid := c.Request().Header.Get(requestIDHeader)
 		if !requestIDForm.MatchString(rid) {
 			rid = id.New(s.Now())
 		}
-		c.Response().Header().Set(echo.HeaderXRequestID, rid)
+		c.Response().Header().Set(requestIDHeader, rid)
 		c.SetRequest(c.Request().WithContext(identity.WithRequestID(c.Request().Context(), rid)))
 		return next(c)
 	}

@@ -76,8 +76,7 @@ func (s *Server) passedOn(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 	return func(c echo.Context) error {
 		r := c.Request()
-		peer := directAddr(r)
-		if name != "" && slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(peer) }) {
+		if name != "" && within(trusted, directAddr(r)) {
 			chain, err := certificateHeaders[name](r.Header)
 			if err != nil {
 				err = fault.Wrap(fault.Invalid, err, "the client certificate in the header %s cannot be read: %s", name, err.Error())
@@ -90,6 +89,10 @@ func (s *Server) passedOn(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		return next(c)
 	}
+}
+
+func within(networks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // single is the one value of a header, "" for none.

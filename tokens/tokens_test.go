@@ -139,6 +139,43 @@ func TestNoKindPassesForAnother(t *testing.T) {
 	}
 }
 
+// TestVerifyAsLeavesOtherKindsAlone has tokens asked for by one kind, before and after they are
+// known: another kind is somebody else's, and the kind is refused for what Verify refuses.
+func TestVerifyAsLeavesOtherKindsAlone(t *testing.T) {
+	w := start(t)
+	device, login := w.issue(t, tokens.Device, tokens.New{Org: "acme", TTL: time.Minute}), w.issue(t, tokens.Login, tokens.New{})
+	forged := device[:len(device)-4] + "AAAA"
+	for range 2 {
+		if got, err := w.VerifyAs(tokens.Device, device); err != nil || got.Org != "acme" {
+			t.Errorf("a token of the kind: %+v, %v", got, err)
+		}
+		for _, other := range []string{login, "", "x", "ey.ey.ey", "keystead_api_1_2"} {
+			if got, err := w.VerifyAs(tokens.Device, other); !errors.Is(err, tokens.ErrOtherKind) || got.Subject != "" {
+				t.Errorf("%q: %+v, %v", other, got, err)
+			}
+		}
+		if _, err := w.Verify(login, tokens.Login); err != nil { // it is known from now on
+			t.Fatal(err)
+		}
+		if got, err := w.VerifyAs(tokens.Device, forged); !fault.Is(err, fault.Unauthenticated) || got.Subject != "" {
+			t.Errorf("a forged token: %+v, %v", got, err)
+		}
+	}
+	w.pass(time.Minute)
+	if _, err := w.VerifyAs(tokens.Device, device); !fault.Is(err, fault.Unauthenticated) {
+		t.Errorf("a token after its time: %v", err)
+	}
+	w.pass(-2 * time.Minute)
+	if _, err := w.VerifyAs(tokens.Device, device); !fault.Is(err, fault.Unauthenticated) {
+		t.Errorf("a token before its time: %v", err)
+	}
+	w.pass(time.Minute)
+	w.RejectBefore(w.now.Add(time.Second))
+	if _, err := w.VerifyAs(tokens.Device, device); !fault.Is(err, fault.Unauthenticated) {
+		t.Errorf("a token from before a backup was put back: %v", err)
+	}
+}
+
 func TestTokenEndsInTime(t *testing.T) {
 	w := start(t)
 	text := w.issue(t, tokens.Device, tokens.New{TTL: time.Minute})

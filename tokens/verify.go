@@ -20,8 +20,7 @@ import (
 // Verify returns what a token says, if this server made it, it is of one of the
 // given kinds, and now is in its time. Anything else is Unauthenticated.
 func (s *Service) Verify(text string, kinds ...Kind) (Token, error) {
-	slot := sha256.Sum256([]byte(text))
-	ring := s.ring.Load()
+	slot, ring := sha256.Sum256([]byte(text)), s.ring.Load()
 	t, ok := s.verified.get(slot, ring)
 	if !ok {
 		var err error
@@ -30,6 +29,28 @@ func (s *Service) Verify(text string, kinds ...Kind) (Token, error) {
 		}
 		s.verified.put(slot, ring, t)
 	}
+	return s.current(t, kinds...)
+}
+
+// ErrOtherKind is what VerifyAs returns for what says that it is something else.
+var ErrOtherKind = errors.New("tokens: not a token of this kind")
+
+// VerifyAs is Verify, save that what does not say that it is of the kind, whatever else it may
+// be, is an ErrOtherKind and not looked at any further.
+func (s *Service) VerifyAs(kind Kind, text string) (Token, error) {
+	slot, ring := sha256.Sum256([]byte(text)), s.ring.Load()
+	t, ok := s.verified.get(slot, ring)
+	switch {
+	case ok && t.Kind == kind:
+		return s.current(t, kind)
+	case ok, TypeOf(text) != kind.Type:
+		return Token{}, ErrOtherKind
+	}
+	return s.Verify(text, kind)
+}
+
+// current returns t, whose signature is good, if it is of one of the kinds and now is in its time.
+func (s *Service) current(t Token, kinds ...Kind) (Token, error) {
 	now := s.Now()
 	switch {
 	case !slices.Contains(kinds, t.Kind):
