@@ -15,7 +15,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -154,9 +154,7 @@ func (l *Log) Append(ctx context.Context, tx store.Tx, e Entry) error {
 	if r.Org == "" {
 		r.Org = a.Org
 	}
-	if r.MAC, err = l.mac(r, last.MAC); err != nil {
-		return err
-	}
+	r.MAC = l.mac(&r, last.MAC)
 	if err := records.Insert(tx, key(r.Seq), r); err != nil {
 		return err
 	}
@@ -242,25 +240,20 @@ func (l *Log) auth(which string, e end) []byte {
 }
 
 // mac is over the record without its MAC, and the MAC of the record before.
-func (l *Log) mac(r Record, before []byte) ([]byte, error) {
-	r.MAC = nil
-	// The same bytes for the same record: fields in the order of the struct,
-	// sorted maps. A field added later must have omitempty, or old records no
-	// longer verify.
-	b, err := json.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("audit: %w", err)
-	}
+func (l *Log) mac(r *Record, before []byte) []byte {
 	m, done := l.keyed()
 	defer done()
 	m.Write([]byte("record\x00"))
-	m.Write(b)
+	// The same bytes for the same record: fields in the order of the struct,
+	// sorted maps. A field added later must have omitempty, or old records no
+	// longer verify.
+	m.Write(r.text())
 	m.Write(before)
-	return m.Sum(nil), nil
+	return m.Sum(nil)
 }
 
 // key sorts records by number.
-func key(seq uint64) string { return fmt.Sprintf("%016x", seq) }
+func key(seq uint64) string { return hex.EncodeToString(binary.BigEndian.AppendUint64(nil, seq)) }
 
 // ErrTampered is in the tree of an error about a trail that is not what was written.
 var ErrTampered = errors.New("audit: the trail is not what was written")

@@ -132,11 +132,7 @@ func (w *walker) next(r Record) error {
 	if w.seq++; r.Seq != w.seq {
 		return fmt.Errorf("%w: record %d is missing; the one in its place has number %d", ErrTampered, w.seq, r.Seq)
 	}
-	want, err := w.log.mac(r, w.mac)
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(r.MAC, want) {
+	if !hmac.Equal(r.MAC, w.log.mac(&r, w.mac)) {
 		return fmt.Errorf("%w: record %d (%s at %s) was changed, or the one before it", ErrTampered, r.Seq, r.Action, r.At.Format(time.DateTime))
 	}
 	w.mac = r.MAC
