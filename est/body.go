@@ -3,7 +3,6 @@ package est
 import (
 	"bytes"
 	"encoding/base64"
-	"strings"
 
 	"keystead/fault"
 )
@@ -51,17 +50,17 @@ const lineLength = 64
 // encodeBody encodes an answer: on one line without an end, as strongSwan needs
 // it, or in lines of 64, as libest's client does.
 func encodeBody(der []byte, lines bool) []byte {
-	text := base64.StdEncoding.EncodeToString(der)
+	text := base64.StdEncoding.AppendEncode(nil, der)
 	if !lines {
-		return []byte(text)
+		return text
 	}
-	var b strings.Builder
+	var b bytes.Buffer
 	for len(text) > lineLength {
-		b.WriteString(text[:lineLength])
+		b.Write(text[:lineLength])
 		b.WriteByte('\n')
 		text = text[lineLength:]
 	}
-	b.WriteString(text)
+	b.Write(text)
 	b.WriteByte('\n')
-	return []byte(b.String())
+	return b.Bytes()
 }

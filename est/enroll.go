@@ -179,7 +179,7 @@ func (s *Service) issue(ctx context.Context, d *DMS, call *Call, c *caller, csr 
 			return nil, err
 		}
 	}
-	prepared, err := s.PKI.Prepare(ctx, pki.Request{Org: d.Org, CA: ca, Profile: profile, CSR: csr, Public: public, Device: plan.device, DMS: d.ID})
+	prepared, err := s.PKI.Prepare(ctx, pki.Request{Org: d.Org, CA: ca, Profile: profile, CSR: csr, Public: public, Device: plan.device, DMS: d.ID, Named: true})
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -32,6 +33,8 @@ type Request struct {
 	SANs    []string // further alternative names, as in a profile
 	Device  string   // what {device} in a profile stands for
 	DMS     string
+	// Named says that NoSecret was asked of the subject of CSR.
+	Named bool
 	// NotAfter ends the certificate early; zero leaves it to the profile.
 	NotAfter time.Time
 }
@@ -113,12 +116,17 @@ func (p *Prepared) fill(ctx context.Context, s *Service) error {
 		serial: newSerial(now), issuer: p.issuer.cert.RawSubject, notBefore: notBefore.Truncate(time.Second), notAfter: notAfter,
 		public: public, algorithm: p.issuer.Algorithm, authorityKeyID: subjectKeyID(p.issuer.cert),
 	}
+	if r.Public == nil && writtenAsOurs(r.CSR.RawSubjectPublicKeyInfo) {
+		t.spki = r.CSR.RawSubjectPublicKeyInfo
+	}
 	p.t, p.shard = t, shardOf(t.serial, p.issuer.Shards)
 	if err := p.subject(); err != nil {
 		return err
 	}
-	if err := s.NoSecret(ctx, t.subject); err != nil {
-		return err
+	if !r.Named || !bytes.Equal(t.subject, r.CSR.RawSubject) {
+		if err := s.NoSecret(ctx, t.subject); err != nil {
+			return err
+		}
 	}
 	if err := p.extensions(s.PublicHTTP); err != nil {
 		return err
@@ -304,14 +312,8 @@ func (p *Prepared) names() (sans, error) {
 		list.addCSR(r.CSR)
 		list.addModules(r.CSR)
 	}
-	fill := strings.NewReplacer("{device}", r.Device)
-	if r.CSR != nil {
-		fill = strings.NewReplacer("{device}", r.Device, "{cn}", r.CSR.Subject.CommonName, "{serial_number}", r.CSR.Subject.SerialNumber)
-	}
-	for _, text := range r.Profile.SANs {
-		if err := list.addText(fill.Replace(text)); err != nil {
-			return nil, err
-		}
+	if err := p.profileNames(&list); err != nil {
+		return nil, err
 	}
 	for _, text := range r.SANs {
 		if err := list.addText(text); err != nil {
@@ -319,6 +321,24 @@ func (p *Prepared) names() (sans, error) {
 		}
 	}
 	return list, nil
+}
+
+// profileNames adds the names that the profile gives.
+func (p *Prepared) profileNames(list *sans) error {
+	r := &p.request
+	if len(r.Profile.SANs) == 0 {
+		return nil
+	}
+	fill := strings.NewReplacer("{device}", r.Device)
+	if r.CSR != nil {
+		fill = strings.NewReplacer("{device}", r.Device, "{cn}", r.CSR.Subject.CommonName, "{serial_number}", r.CSR.Subject.SerialNumber)
+	}
+	for _, text := range r.Profile.SANs {
+		if err := list.addText(fill.Replace(text)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Issue signs what was prepared and records it. In the transaction that records

@@ -131,6 +131,19 @@ func keyIDOf(spki []byte) []byte {
 	return sum[:20]
 }
 
+// headP256 is how the DER of every P-256 key begins that is written as we write it: on the
+// named curve, as a point that is not compressed.
+var headP256 = []byte{
+	0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01,
+	0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+}
+
+// writtenAsOurs reports whether a key in DER is written as we would write it, so that it
+// can be taken over.
+func writtenAsOurs(spki []byte) bool {
+	return len(spki) == len(headP256)+64 && bytes.HasPrefix(spki, headP256)
+}
+
 // subjectKeyID is what a certificate says its key identifier is, or what we would.
 func subjectKeyID(cert *x509.Certificate) []byte {
 	if len(cert.SubjectKeyId) > 0 {
@@ -176,7 +189,9 @@ func member(n uint8) tags.Tag { return tags.Tag(n).ContextSpecific() }
 func within(n uint8) tags.Tag { return member(n).Constructed() }
 
 func (t *template) addKeyIDs() {
-	t.spki, _ = x509.MarshalPKIXPublicKey(t.public) // build refuses what has none
+	if t.spki == nil {
+		t.spki, _ = x509.MarshalPKIXPublicKey(t.public) // build refuses what has none
+	}
 	t.keyID = keyIDOf(t.spki)
 	t.add(oidSubjectKeyID, false, octets(t.keyID))
 	t.add(oidAuthorityKeyID, false, sequence(func(b *cryptobyte.Builder) {
