@@ -89,7 +89,7 @@ type Credential struct {
 const keepRevoked = 16
 
 var table = store.NewTable("device",
-	store.Index[Device]{Name: "org", Counted: true, Terms: func(d Device) []store.Term { return store.Terms(d.Org) }},
+	store.Index[Device]{Name: "org", Terms: func(d Device) []store.Term { return store.Terms(d.Org) }},
 	store.Index[Device]{Name: "state", Counted: true, Terms: func(d Device) []store.Term { return store.Terms(d.Org, string(d.State)) }},
 	store.Index[Device]{Name: "alias", Unique: true, Terms: aliasTerms},
 	store.Index[Device]{Name: "label", Terms: labelTerms},

@@ -546,4 +546,4 @@ func ownerOf(tx store.Tx, d *devices.Device) (string, error) {
 }
 
 var owned = store.NewTable("enrolled device",
-	store.Index[ownership]{Name: "dms", Counted: true, Terms: func(o ownership) []store.Term { return store.Terms(o.DMS) }})
+	store.Index[ownership]{Name: "dms", Counted: true, Only: true, Terms: func(o ownership) []store.Term { return store.Terms(o.DMS) }})
