@@ -2,7 +2,9 @@ package accounts
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"net/netip"
 	"net/url"
@@ -44,7 +46,7 @@ var passkeyTable = store.NewTable("passkey",
 
 // challenge is one that was answered. None is answered twice.
 type challenge struct {
-	ID      string    `cbor:"id"`
+	ID      string    `cbor:"id"` // its hash
 	Expires time.Time `cbor:"expires"`
 }
 
@@ -183,7 +185,9 @@ func (s *Service) open(p purpose, text string) (x state, err error) {
 
 // spend takes a challenge, once, as part of tx.
 func (x state) spend(tx store.Tx) error {
-	err := challengeTable.Insert(tx, x.Session.Challenge, challenge{x.Session.Challenge, x.Until})
+	sum := sha256.Sum256([]byte(x.Session.Challenge))
+	spent := challenge{hex.EncodeToString(sum[:]), x.Until}
+	err := challengeTable.Insert(tx, spent.ID, spent)
 	if fault.Is(err, fault.Conflict) {
 		return errCeremony
 	}

@@ -2,146 +2,37 @@ package accounts_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
-	"encoding/json"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"keystead/accounts"
 	"keystead/audit"
 	"keystead/fault"
 	"keystead/identity"
+	"keystead/internal/passkeytest"
 	"keystead/page"
 )
 
 // authenticator is a software one, which lies where it is told to.
-type authenticator struct {
-	key    *ecdsa.PrivateKey
-	id     []byte
-	handle []byte
-	count  uint32
-	origin string
-	rp     string
-	flags  byte
-}
+type authenticator = passkeytest.Authenticator
 
-// Flags of an authenticator's data (Web Authentication, 6.1).
 const (
-	present  = 1
-	verified = 4
-	attested = 64
+	present  = passkeytest.Present
+	verified = passkeytest.Verified
 )
-
-var b64 = base64.RawURLEncoding
 
 func newAuthenticator(t testing.TB) *authenticator {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authenticator{key: key, id: []byte(rand.Text()), origin: "https://id.example.com", rp: "id.example.com", flags: present | verified}
+	return passkeytest.New(t, "id.example.com")
 }
 
-// asked is the part of the options that a test's authenticator looks at.
-type asked struct {
-	PublicKey struct {
-		Challenge string `json:"challenge"`
-		RPID      string `json:"rpId"`
-		User      struct {
-			ID string `json:"id"`
-		} `json:"user"`
-		UserVerification string `json:"userVerification"`
-		Allow            []struct {
-			ID string `json:"id"`
-		} `json:"allowCredentials"`
-	} `json:"publicKey"`
-}
-
-func read(t testing.TB, c accounts.Ceremony) (a asked) {
+func read(t testing.TB, c accounts.Ceremony) passkeytest.Asked {
 	t.Helper()
-	if err := json.Unmarshal(c.Options, &a); err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func (a *authenticator) clientData(kind, challenge string) []byte {
-	b, _ := json.Marshal(map[string]any{"type": kind, "challenge": challenge, "origin": a.origin, "crossOrigin": false})
-	return b
-}
-
-func (a *authenticator) data(flags byte) []byte {
-	rp := sha256.Sum256([]byte(a.rp))
-	return binary.BigEndian.AppendUint32(append(rp[:], flags), a.count)
-}
-
-// create answers the question for a new key.
-func (a *authenticator) create(t testing.TB, c accounts.Ceremony) []byte {
-	t.Helper()
-	q := read(t, c)
-	a.handle, _ = b64.DecodeString(q.PublicKey.User.ID)
-	x, y := make([]byte, 32), make([]byte, 32)
-	a.key.X.FillBytes(x)
-	a.key.Y.FillBytes(y)
-	mode, _ := cbor.CTAP2EncOptions().EncMode()
-	cose, err := mode.Marshal(map[int]any{1: 2, 3: -7, -1: 1, -2: x, -3: y})
-	if err != nil {
-		t.Fatal(err)
-	}
-	data := a.data(a.flags | attested)
-	data = append(data, make([]byte, 16)...)
-	data = binary.BigEndian.AppendUint16(data, uint16(len(a.id)))
-	data = append(append(data, a.id...), cose...)
-	object, err := mode.Marshal(map[string]any{"fmt": "none", "attStmt": map[string]any{}, "authData": data})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a.answer(map[string]any{
-		"clientDataJSON": b64.EncodeToString(a.clientData("webauthn.create", q.PublicKey.Challenge)), "attestationObject": b64.EncodeToString(object),
-		"transports": []string{"internal"},
-	})
-}
-
-func (a *authenticator) answer(response map[string]any) []byte {
-	b, _ := json.Marshal(map[string]any{
-		"id": b64.EncodeToString(a.id), "rawId": b64.EncodeToString(a.id), "type": "public-key", "response": response, "clientExtensionResults": map[string]any{},
-	})
-	return b
-}
-
-// get answers the question for a signature.
-func (a *authenticator) get(t testing.TB, c accounts.Ceremony) []byte {
-	t.Helper()
-	return a.sign(t, read(t, c).PublicKey.Challenge)
-}
-
-func (a *authenticator) sign(t testing.TB, challenge string) []byte {
-	t.Helper()
-	a.count++
-	data, client := a.data(a.flags), a.clientData("webauthn.get", challenge)
-	hash := sha256.Sum256(client)
-	digest := sha256.Sum256(slices.Concat(data, hash[:]))
-	sig, err := ecdsa.SignASN1(rand.Reader, a.key, digest[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a.answer(map[string]any{
-		"clientDataJSON": b64.EncodeToString(client), "authenticatorData": b64.EncodeToString(data), "signature": b64.EncodeToString(sig),
-		"userHandle": b64.EncodeToString(a.handle),
-	})
+	return passkeytest.Read(t, c.Options)
 }
 
 func withName(s *accounts.Service) { s.PublicURL = "https://id.example.com" }
@@ -175,7 +66,7 @@ func (w *world) addPasskey(t testing.TB, ctx context.Context, a *authenticator) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, codes, err := w.FinishPasskey(ctx, c.State, "my key", a.create(t, c))
+	p, codes, err := w.FinishPasskey(ctx, c.State, "my key", a.Create(t, c.Options))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +96,7 @@ func TestPasskey(t *testing.T) {
 	if q := read(t, c); q.PublicKey.UserVerification != "required" || len(q.PublicKey.Allow) != 0 {
 		t.Errorf("the question to anybody = %s; want user verification, and no keys named", c.Options)
 	}
-	got, factor, err := w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	got, factor, err := w.LogInPasskey(t.Context(), c.State, a.Get(t, c.Options), fromHere)
 	if err != nil || got.ID != u.ID {
 		t.Fatalf("LogInPasskey = %s, %v; want ann", got.ID, err)
 	}
@@ -222,7 +113,7 @@ func TestPasskey(t *testing.T) {
 	if q := read(t, c); len(q.PublicKey.Allow) != 1 {
 		t.Errorf("the question after the password = %s; want the one key named", c.Options)
 	}
-	got, factor, err = w.LogInSecond(t.Context(), accounts.Second{State: c.State, Answer: a.get(t, c), From: fromHere})
+	got, factor, err = w.LogInSecond(t.Context(), accounts.Second{State: c.State, Answer: a.Get(t, c.Options), From: fromHere})
 	if err != nil || got.ID != u.ID {
 		t.Fatalf("LogInSecond = %s, %v; want ann", got.ID, err)
 	}
@@ -263,7 +154,7 @@ func TestPasskey(t *testing.T) {
 	if c, err = w.BeginLogIn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	_, _, err = w.LogInPasskey(t.Context(), c.State, a.Get(t, c.Options), fromHere)
 	wantKind(t, "a passkey that was deleted", err, fault.Unauthenticated)
 	w.mustLogIn(t, annsPassword) // there is no second factor any more
 }
@@ -313,46 +204,46 @@ func TestAnswersThatDoNotFit(t *testing.T) {
 		return &b
 	}
 	for name, b := range map[string]*authenticator{
-		"another origin":         lie(func(a *authenticator) { a.origin = "https://evil.example.com" }),
-		"another scheme":         lie(func(a *authenticator) { a.origin = "http://id.example.com" }),
-		"another port":           lie(func(a *authenticator) { a.origin = "https://id.example.com:444" }),
-		"another RP id":          lie(func(a *authenticator) { a.rp = "evil.example.com" }),
-		"nobody verified":        lie(func(a *authenticator) { a.flags = present }),
-		"nobody present":         lie(func(a *authenticator) { a.flags = verified }),
-		"another's user handle":  lie(func(a *authenticator) { a.handle = []byte(bob.ID) }),
-		"no user handle":         lie(func(a *authenticator) { a.handle = nil }),
-		"a handle of nobody":     lie(func(a *authenticator) { a.handle = []byte("00000000-0000-7000-8000-000000000000") }),
-		"another's key under it": lie(func(a *authenticator) { a.key = his.key }),
-		"another's id":           lie(func(a *authenticator) { a.id = his.id }),
+		"another origin":         lie(func(a *authenticator) { a.Origin = "https://evil.example.com" }),
+		"another scheme":         lie(func(a *authenticator) { a.Origin = "http://id.example.com" }),
+		"another port":           lie(func(a *authenticator) { a.Origin = "https://id.example.com:444" }),
+		"another RP id":          lie(func(a *authenticator) { a.RP = "evil.example.com" }),
+		"nobody verified":        lie(func(a *authenticator) { a.Flags = present }),
+		"nobody present":         lie(func(a *authenticator) { a.Flags = verified }),
+		"another's user handle":  lie(func(a *authenticator) { a.Handle = []byte(bob.ID) }),
+		"no user handle":         lie(func(a *authenticator) { a.Handle = nil }),
+		"a handle of nobody":     lie(func(a *authenticator) { a.Handle = []byte("00000000-0000-7000-8000-000000000000") }),
+		"another's key under it": lie(func(a *authenticator) { a.Key = his.Key }),
+		"another's id":           lie(func(a *authenticator) { a.ID = his.ID }),
 	} {
 		c := begin()
-		b.count = 1000
-		wantKind(t, name, logIn(c.State, b.get(t, c)), fault.Unauthenticated)
+		b.Count = 1000
+		wantKind(t, name, logIn(c.State, b.Get(t, c.Options)), fault.Unauthenticated)
 	}
 	c := begin()
-	wantKind(t, "an answer to another challenge", logIn(c.State, mine.get(t, begin())), fault.Unauthenticated)
-	wantKind(t, "a question that was changed", logIn(c.State[:len(c.State)-4]+"AAAA", mine.get(t, c)), fault.Unauthenticated)
-	wantKind(t, "no question", logIn("", mine.get(t, c)), fault.Unauthenticated)
-	wantKind(t, "the question of a second factor", logIn(second().State, mine.get(t, c)), fault.Unauthenticated)
-	wantKind(t, "the question of a login as a second factor", confirm(c.State, mine.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "an answer to another challenge", logIn(c.State, mine.Get(t, begin().Options)), fault.Unauthenticated)
+	wantKind(t, "a question that was changed", logIn(c.State[:len(c.State)-4]+"AAAA", mine.Get(t, c.Options)), fault.Unauthenticated)
+	wantKind(t, "no question", logIn("", mine.Get(t, c.Options)), fault.Unauthenticated)
+	wantKind(t, "the question of a second factor", logIn(second().State, mine.Get(t, c.Options)), fault.Unauthenticated)
+	wantKind(t, "the question of a login as a second factor", confirm(c.State, mine.Get(t, c.Options)), fault.Unauthenticated)
 	wantKind(t, "no JSON", logIn(c.State, []byte("{")), fault.Invalid)
 	wantKind(t, "a huge answer", logIn(c.State, []byte(`{"id":"`+strings.Repeat("A", 1<<20)+`"}`)), fault.Invalid)
 
 	s := second()
-	wantKind(t, "another user's passkey after a password", confirm(s.State, his.get(t, s)), fault.Unauthenticated)
-	unverified := lie(func(a *authenticator) { a.flags = present })
-	if err := confirm(s.State, unverified.get(t, s)); err != nil {
+	wantKind(t, "another user's passkey after a password", confirm(s.State, his.Get(t, s.Options)), fault.Unauthenticated)
+	unverified := lie(func(a *authenticator) { a.Flags = present })
+	if err := confirm(s.State, unverified.Get(t, s.Options)); err != nil {
 		t.Errorf("after a password the key alone: %v", err)
 	}
-	mine.count = unverified.count
+	mine.Count = unverified.Count
 	late := begin()
-	answer := mine.get(t, late)
+	answer := mine.Get(t, late.Options)
 	w.pass(5 * time.Minute)
 	wantKind(t, "an answer after five minutes", logIn(late.State, answer), fault.Unauthenticated)
 
 	// A question answered once is answered.
 	c = begin()
-	answer = mine.get(t, c)
+	answer = mine.Get(t, c.Options)
 	var worked atomic.Int32
 	var group sync.WaitGroup
 	for range 10 {
@@ -366,18 +257,18 @@ func TestAnswersThatDoNotFit(t *testing.T) {
 	if worked.Load() != 1 {
 		t.Errorf("one answer logged in %d times, want once", worked.Load())
 	}
-	wantKind(t, "another answer to it", logIn(c.State, mine.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "another answer to it", logIn(c.State, mine.Get(t, c.Options)), fault.Unauthenticated)
 
 	// A counter that goes back is that of a copy.
 	copied := *mine
 	c = begin()
-	if err := logIn(c.State, mine.get(t, c)); err != nil {
+	if err := logIn(c.State, mine.Get(t, c.Options)); err != nil {
 		t.Fatal(err)
 	}
 	c = begin()
-	wantKind(t, "a copy", logIn(c.State, copied.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "a copy", logIn(c.State, copied.Get(t, c.Options)), fault.Unauthenticated)
 	c = begin()
-	if err := logIn(c.State, mine.get(t, c)); err != nil {
+	if err := logIn(c.State, mine.Get(t, c.Options)); err != nil {
 		t.Errorf("the key itself after its copy was refused: %v", err)
 	}
 
@@ -386,11 +277,11 @@ func TestAnswersThatDoNotFit(t *testing.T) {
 	if err := w.EndSessions(w.admin(t), u.ID); err != nil {
 		t.Fatal(err)
 	}
-	wantKind(t, "after signing out everywhere", confirm(s.State, mine.get(t, s)), fault.Unauthenticated)
+	wantKind(t, "after signing out everywhere", confirm(s.State, mine.Get(t, s.Options)), fault.Unauthenticated)
 	if err := w.SetStatus(w.admin(t), u.ID, accounts.Disabled); err != nil {
 		t.Fatal(err)
 	}
-	wantKind(t, "of a disabled user", logIn(c.State, mine.get(t, c)), fault.Unauthenticated)
+	wantKind(t, "of a disabled user", logIn(c.State, mine.Get(t, c.Options)), fault.Unauthenticated)
 }
 
 func TestRegistrationsOfPasskeysThatDoNotFit(t *testing.T) {
@@ -415,20 +306,20 @@ func TestRegistrationsOfPasskeysThatDoNotFit(t *testing.T) {
 
 	a := newAuthenticator(t)
 	c := begin(me)
-	_, _, err = w.FinishPasskey(him, c.State, "", a.create(t, c))
+	_, _, err = w.FinishPasskey(him, c.State, "", a.Create(t, c.Options))
 	wantKind(t, "the question asked of another user", err, fault.Unauthenticated)
-	a.origin = "https://evil.example.com"
-	_, _, err = w.FinishPasskey(me, c.State, "", a.create(t, c))
+	a.Origin = "https://evil.example.com"
+	_, _, err = w.FinishPasskey(me, c.State, "", a.Create(t, c.Options))
 	wantKind(t, "from another site", err, fault.Invalid)
-	a.origin, a.rp = "https://id.example.com", "example.com"
-	_, _, err = w.FinishPasskey(me, c.State, "", a.create(t, c))
+	a.Origin, a.RP = "https://id.example.com", "example.com"
+	_, _, err = w.FinishPasskey(me, c.State, "", a.Create(t, c.Options))
 	wantKind(t, "for another RP id", err, fault.Invalid)
-	a.rp = "id.example.com"
-	_, _, err = w.FinishPasskey(me, c.State, "", a.create(t, begin(me)))
+	a.RP = "id.example.com"
+	_, _, err = w.FinishPasskey(me, c.State, "", a.Create(t, begin(me).Options))
 	wantKind(t, "an answer to another challenge", err, fault.Invalid)
 	_, _, err = w.FinishPasskey(me, c.State, "", []byte(`{"id":1}`))
 	wantKind(t, "what is no answer", err, fault.Invalid)
-	answer := a.create(t, c)
+	answer := a.Create(t, c.Options)
 	if _, _, err := w.FinishPasskey(me, c.State, "", answer); err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +330,7 @@ func TestRegistrationsOfPasskeysThatDoNotFit(t *testing.T) {
 
 	// One key is of one user.
 	c = begin(him)
-	_, _, err = w.FinishPasskey(him, c.State, "", a.create(t, c))
+	_, _, err = w.FinishPasskey(him, c.State, "", a.Create(t, c.Options))
 	wantKind(t, "a key of another user", err, fault.Conflict)
 	if list, err := w.Passkeys(him, bob.ID); err != nil || len(list) != 0 {
 		t.Errorf("bob has %d passkeys, %v; want none", len(list), err)
@@ -474,7 +365,7 @@ func TestAPasskeyAndAnApp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, factor, err := w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+		got, factor, err := w.LogInPasskey(t.Context(), c.State, a.Get(t, c.Options), fromHere)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -525,7 +416,7 @@ func TestALostSecondFactorIsReset(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, factor, err := w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	got, factor, err := w.LogInPasskey(t.Context(), c.State, a.Get(t, c.Options), fromHere)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -557,7 +448,7 @@ func TestALostSecondFactorIsReset(t *testing.T) {
 	if c, err = w.BeginLogIn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = w.LogInPasskey(t.Context(), c.State, a.get(t, c), fromHere)
+	_, _, err = w.LogInPasskey(t.Context(), c.State, a.Get(t, c.Options), fromHere)
 	wantKind(t, "the passkey that was lost", err, fault.Unauthenticated)
 	p, err := w.Audit.Search(w.admin(t), audit.Filter{Action: "second_factor.reset", Everyone: true}, page.Request{})
 	if err != nil || len(p.Items) != 1 || p.Items[0].Target != u.ID || p.Items[0].Actor.ID != w.first.User.ID {
@@ -611,10 +502,10 @@ func FuzzAuthenticatorAnswers(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(c.State, a.create(f, c))
+	f.Add(c.State, a.Create(f, c.Options))
 	b := newAuthenticator(f) // which nobody has registered
-	b.handle = []byte(u.ID)
-	f.Add(q.State, b.get(f, q))
+	b.Handle = []byte(u.ID)
+	f.Add(q.State, b.Get(f, q.Options))
 	f.Add("", []byte(`{"id":"","response":{"attestationObject":"o2NmbXQ"}}`))
 	f.Fuzz(func(t *testing.T, state string, answer []byte) {
 		if _, _, err := w.LogInPasskey(t.Context(), state, answer, netip.Addr{}); err == nil {

@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"keystead/client"
+	"keystead/internal/passkeytest"
 )
 
 // handedOut is every secret that was handed out or taken in, by what it is.
@@ -130,6 +131,7 @@ func TestNoSecretIsLeftAnywhere(t *testing.T) {
 	for _, pid := range s.children() { // which hash passwords
 		s.eventually("the memory of a process that hashes to have no secret", func() bool { return s.inMemory(h, pid) == nil })
 	}
+	s.usePasskeys(h, c)
 	s.useOAuth(h, c)
 	s.useDevices(h, c)
 	s.useBootstrap(h, c)
@@ -552,12 +554,81 @@ func (s *server) useBootstrap(h *handedOut, c *http.Client) {
 		}
 		dev.conn.Close()
 	}
+}
 
-	// The question for a passkey, sealed.
-	var begun struct{ State string }
-	s.must2xx(c, http.MethodPost, "/tokens/passkey/begin", "", "", &begun)
-	h.text("the question for a passkey", begun.State)
-	if code, answer := s.exchange(c, http.MethodPost, "/tokens/passkey", "", "", `{"state":`+jsonText(begun.State)+`,"credential":{"id":"AAAA","rawId":"AAAA","type":"public-key","response":{}}}`); code/100 != 4 {
+// usePasskeys has somebody add a passkey and log in with it: in place of the password,
+// after it, and on the pages.
+func (s *server) usePasskeys(h *handedOut, c *http.Client) {
+	t := s.t
+	t.Helper()
+	a := passkeytest.New(t, publicName)
+	begin := func(what, path, key, body string) (state string, options json.RawMessage) {
+		t.Helper()
+		var q struct {
+			State   string
+			Options json.RawMessage
+		}
+		s.must2xx(c, http.MethodPost, path, key, body, &q)
+		challenge, err := base64.RawURLEncoding.DecodeString(passkeytest.Read(t, q.Options).PublicKey.Challenge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.keep("the challenge of "+what, challenge)
+		return h.text("the state of "+what, q.State), q.Options
+	}
+	password := h.text("the password of who has a passkey", "eleven shy herons wade")
+	s.must2xx(c, http.MethodPost, "/users", s.key, `{"email":"fay@example.org","password":"`+password+`"}`, nil)
+	attempt := `{"email":"fay@example.org","password":"` + password + `"}`
+	var login struct{ Token string }
+	s.must2xx(c, http.MethodPost, "/tokens", "", attempt, &login)
+	h.text("a login key before the passkey", login.Token)
+	state, options := begin("a new passkey", "/users/passkeys/begin", login.Token, "")
+	var made struct {
+		Codes []string `json:"recovery_codes"`
+	}
+	s.must2xx(c, http.MethodPost, "/users/passkeys", login.Token, `{"name":"blue","state":`+jsonText(state)+`,"credential":`+string(a.Create(t, options))+`}`, &made)
+	if len(made.Codes) == 0 {
+		t.Error("no recovery codes came with the passkey")
+	}
+	for _, code := range made.Codes {
+		h.text("a recovery code of a passkey", code)
+	}
+	for what, body := range map[string]string{"a login by passkey": "", "a passkey after the password": attempt} {
+		state, options := begin(what, "/tokens/passkey/begin", "", body)
+		answer := a.Get(t, options)
+		second := ""
+		if body != "" {
+			second = `,"second_factor":true`
+		}
+		s.must2xx(c, http.MethodPost, "/tokens/passkey", "", `{"state":`+jsonText(state)+`,"credential":`+string(answer)+second+`}`, &login)
+		h.text("a login key by "+what, login.Token)
+		s.must2xx(c, http.MethodGet, "/users/profile", login.Token, "", nil)
+	}
+
+	// On the pages, where a browser's session comes of it.
+	state, options = begin("a passkey on a page", "/tokens/passkey/begin", "", "")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url("/oauth/login/passkey"),
+		strings.NewReader(url.Values{"state": {state}, "credential": {string(a.Get(t, options))}}.Encode()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	res, err := (&http.Client{Transport: c.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	cookie, _, _ := strings.Cut(res.Header.Get("Set-Cookie"), ";")
+	_, session, _ := strings.Cut(cookie, "=")
+	if res.StatusCode != http.StatusSeeOther {
+		b, _ := io.ReadAll(res.Body)
+		t.Fatalf("on the page: %d %s", res.StatusCode, b)
+	}
+	h.text("a browser's session by passkey", session)
+
+	// One that is answered with nothing good.
+	state, _ = begin("a passkey that is not shown", "/tokens/passkey/begin", "", "")
+	if code, answer := s.exchange(c, http.MethodPost, "/tokens/passkey", "", "", `{"state":`+jsonText(state)+`,"credential":{"id":"AAAA","rawId":"AAAA","type":"public-key","response":{}}}`); code/100 != 4 {
 		t.Errorf("an answer that is none: %d %s", code, answer)
 	}
 }
