@@ -271,7 +271,7 @@ func (s *session) closing() bool { return s.closeAt.Load() != 0 || s.over.Load()
 // that may be lost and asked for again, over a stream it must only be read.
 const (
 	closeDelay       = 1500 * time.Millisecond
-	closeDelayStream = 50 * time.Millisecond
+	closeDelayStream = 250 * time.Millisecond
 )
 
 // closeSoon ends the session once its last answer had time to arrive.

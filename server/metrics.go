@@ -160,11 +160,15 @@ var (
 	descDropped      = describe("dtls_datagrams_dropped_total", "Datagrams and records dropped.", "reason")
 	descCoAP         = describe("coap_requests_total", "CoAP requests answered, by the class of the answer.", "code")
 	descCoAPRevoked  = describe("coap_sessions_revoked_total", "CoAP sessions closed because a device or credential was ended.")
+	descParked       = describe("coap_sessions_parked", "Idle CoAP sessions over DTLS that hold little more than their keys.")
+	descWakes        = describe("coap_wakes_total", "Times a CoAP session over DTLS was made ready to be used: first when it begins, and each time it was parked.")
+	descRoams        = describe("coap_roams_total", "Times the peer of a CoAP session was found at another address, by its connection id.")
 	descCoAPPanics   = describe("coap_panics_total", "Panics in handlers of CoAP that were caught.")
 	descRenewals     = describe("certificates_renewal", "Certificates that are to be renewed, and that expire soon, by what their enrolment profiles say.", "state")
 	everyDescription = []*prometheus.Desc{
 		descReady, descSealed, descStoreSize, descStoreFree, descStoreMax, descCommits, descUpdates, descFailed, descCommitTime, descLongestView, descOpenViews,
 		descAudit, descCheckpoint, descTLS, descBackup, descHandshakes, descSessions, descHalfOpen, descDropped, descCoAP, descCoAPRevoked, descCoAPPanics,
+		descParked, descWakes, descRoams,
 		descRenewals,
 	}
 )
@@ -232,7 +236,10 @@ func (r reading) gateway(gauge, count func(*prometheus.Desc, float64, ...string)
 	}
 	count(descCoAPRevoked, float64(st.SessionsRevoked.Load()))
 	count(descCoAPPanics, float64(st.Panics.Load()))
+	count(descWakes, float64(st.Wakes.Load()))
+	count(descRoams, float64(st.Roams.Load()))
 	gauge(descSessions, float64(now.Sessions))
+	gauge(descParked, float64(now.Parked))
 	gauge(descHalfOpen, float64(now.HalfOpen))
 }
 
