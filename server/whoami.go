@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -34,13 +35,17 @@ type CredentialView struct {
 }
 
 func (s *Server) whoami(c echo.Context) error {
-	return c.JSON(http.StatusOK, viewWhoami(identity.FromContext(c.Request().Context())))
+	b, err := json.Marshal(viewWhoami(identity.FromContext(c.Request().Context())))
+	if err != nil {
+		return err
+	}
+	return c.JSONBlob(http.StatusOK, append(b, '\n'))
 }
 
 func viewWhoami(a identity.Actor) WhoamiView {
 	v := WhoamiView{Organisation: a.Org, Name: a.Name, Credential: CredentialView{Kind: a.Credential.Kind, ID: a.Credential.ID}}
-	if !a.Credential.ExpiresAt.IsZero() {
-		v.Credential.ExpiresAt = &a.Credential.ExpiresAt
+	if end := a.Credential.ExpiresAt; !end.IsZero() {
+		v.Credential.ExpiresAt = &end
 	}
 	if a.Kind == identity.Device {
 		v.Device = a.ID

@@ -48,7 +48,7 @@ type Service struct {
 
 	failures throttle.Buckets // wrong keys, by address
 	proven   provenKeys
-	hashes   sync.Pool     // of HMACs under Index
+	hashes   sync.Pool     // of hashers under Index
 	renamed  atomic.Uint64 // moves whenever a thing's name may have
 }
 
@@ -174,16 +174,22 @@ func erase(tx store.Tx, keyID string) error {
 
 // mac is what a key is found by.
 func (s *Service) mac(kind Kind, text string) []byte {
-	m, ok := s.hashes.Get().(hash.Hash)
+	m, ok := s.hashes.Get().(*hasher)
 	if !ok {
-		m = hmac.New(sha256.New, s.Index)
+		m = &hasher{hmac: hmac.New(sha256.New, s.Index)}
 	}
 	defer s.hashes.Put(m)
-	m.Reset() // which goes back to where the key is taken in already
-	m.Write([]byte(kind))
-	m.Write([]byte{0})
-	m.Write([]byte(text))
-	return m.Sum(nil)
+	m.hmac.Reset() // which goes back to where the key is taken in already
+	m.text = append(append(append(m.text[:0], kind...), 0), text...)
+	m.hmac.Write(m.text)
+	clear(m.text) // no key stays
+	return m.hmac.Sum(nil)
+}
+
+// hasher makes HMACs, one at a time.
+type hasher struct {
+	hmac hash.Hash
+	text []byte
 }
 
 func place(keyID string) string { return keyTable.Name() + "/" + keyID }
