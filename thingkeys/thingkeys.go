@@ -279,7 +279,7 @@ func (s *Service) Holds(ctx context.Context, text string) (held bool, err error)
 		return false, nil
 	}
 	err = s.DB.View(ctx, func(tx store.Tx) error {
-		switch _, err := keyTable.GetBy(tx, "mac", store.TermOf(string(s.mac(Internal, text)))); {
+		switch _, err := helds.GetBy(tx, "mac", store.TermOf(string(s.mac(Internal, text)))); {
 		case err == nil:
 			held = true
 		case !fault.Is(err, fault.NotFound):
@@ -304,14 +304,14 @@ func (s *Service) prove(ctx context.Context, kinds []Kind, text string) (a ident
 		}
 	}
 	err = s.DB.View(ctx, func(tx store.Tx) error {
-		k, err := findMAC(tx, macs)
+		k, mac, err := findMAC(tx, macs)
 		if err != nil {
 			return err
 		}
 		d, cred, err := s.Devices.Prove(tx, k.Thing, k.Kind.credential(), k.ID)
 		a = d.Actor(cred)
 		if err == nil {
-			s.proven.put(string(k.MAC), at, a)
+			s.proven.put(mac, at, a)
 		}
 		return err
 	})
@@ -375,15 +375,43 @@ func tooMany(wait time.Duration) error {
 	return fault.Later(fault.TooMany, wait, "too many wrong keys from this address; wait and try again")
 }
 
-// findMAC returns the key that one of the HMACs is of.
-func findMAC(tx store.Tx, macs []string) (key, error) {
-	for _, mac := range macs {
-		k, err := keyTable.GetBy(tx, "mac", store.TermOf(mac))
-		if err == nil || !fault.Is(err, fault.NotFound) {
-			return k, err
+// held is what of a key a proof needs, read without decoding the rest.
+type held struct {
+	ID    string
+	Thing string
+	Kind  Kind
+}
+
+// helds reads the records of keyTable, and never writes them.
+var helds = store.NewTable("thing key", store.Index[held]{Name: "mac", Unique: true})
+
+// UnmarshalCBOR implements [store.Unmarshaler]: it reads the record of a key.
+func (h *held) UnmarshalCBOR(b []byte) error {
+	r := store.Read(b)
+	for n := r.Map(); n > 0; n-- {
+		switch string(r.Text()) {
+		case "id":
+			h.ID = string(r.Text())
+		case "thing":
+			h.Thing = string(r.Text())
+		case "kind":
+			h.Kind = Kind(r.Text())
+		default:
+			r.Skip()
 		}
 	}
-	return key{}, errUnknown
+	return r.Err()
+}
+
+// findMAC returns the key that one of the HMACs is of, and that HMAC.
+func findMAC(tx store.Tx, macs []string) (held, string, error) {
+	for _, mac := range macs {
+		k, err := helds.GetBy(tx, "mac", store.TermOf(mac))
+		if err == nil || !fault.Is(err, fault.NotFound) {
+			return k, mac, err
+		}
+	}
+	return held{}, "", errUnknown
 }
 
 // Identify returns the id of the thing a key belongs to, if it proves it now;
