@@ -217,6 +217,13 @@ func (s *Service) createCA(ctx context.Context, org string, n NewCA) (CA, error)
 	if err := n.check(); err != nil {
 		return CA{}, err
 	}
+	subject, err := n.Subject.der()
+	if err != nil {
+		return CA{}, err
+	}
+	if err := s.NoSecret(ctx, subject); err != nil {
+		return CA{}, err
+	}
 	now := s.Now().UTC()
 	ca := CA{ID: CAID(id.New(now)), Org: org, Name: n.Name, Kind: Root, State: CAActive, Parent: n.Parent, Algorithm: n.Algorithm, Shards: n.Shards, CreatedAt: now}
 	ca.Key = string(ca.ID)

@@ -75,6 +75,20 @@ func TestAlternativeNamesHoldNoSecret(t *testing.T) {
 	}
 }
 
+// Nor in the subject of a CA.
+func TestNoCAIsNamedForASecret(t *testing.T) {
+	h := open(t)
+	h.IsSecret = func(_ context.Context, name string) (bool, error) { return name == "the key of a thing", nil }
+	for _, n := range []pki.NewCA{{Name: "the key of a thing"}, {Name: "x", Subject: pki.Subject{CommonName: "the key of a thing"}}, {Name: "the key of a thing", Outside: true}} {
+		if ca, err := h.CreateCA(h.ctx, n); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%+v: got %v %v, want Invalid", n, ca.ID, err)
+		}
+	}
+	if _, err := h.CreateCA(h.ctx, pki.NewCA{Name: "another"}); err != nil {
+		t.Error(err)
+	}
+}
+
 // A fleet whose certificates name nobody to ask fills no log.
 func TestWarningsOfAnOutsideCAComeOnceAnHour(t *testing.T) {
 	h := open(t)
