@@ -88,8 +88,10 @@ func (r *Reader) Uint() uint64 {
 	return 0
 }
 
-// Text returns a string, Bytes a byte string; both nothing for null.
-func (r *Reader) Text() []byte  { return r.string(cborText) }
+// Text returns a string, nil for null.
+func (r *Reader) Text() []byte { return r.string(cborText) }
+
+// Bytes returns a byte string, nil for null.
 func (r *Reader) Bytes() []byte { return r.string(cborBytes) }
 
 func (r *Reader) string(want byte) []byte {
