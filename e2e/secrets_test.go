@@ -134,7 +134,7 @@ func TestNoSecretIsLeftAnywhere(t *testing.T) {
 	s.usePasskeys(h, c)
 	s.useOAuth(h, c)
 	s.useDevices(h, c)
-	s.useBootstrap(h, c)
+	s.useBootstrap(h)
 	c.CloseIdleConnections()
 	s.admin().Close()
 
@@ -501,7 +501,7 @@ messages:
 }
 
 // useBootstrap has the server make keys for devices, and write them to them.
-func (s *server) useBootstrap(h *handedOut, c *http.Client) {
+func (s *server) useBootstrap(h *handedOut) {
 	t := s.t
 	t.Helper()
 	thing := s.newThing(client.NewThing{Name: "talker"})

@@ -95,7 +95,7 @@ func (a *Authenticator) Create(t testing.TB, options []byte) []byte {
 	}
 	data := a.data(a.Flags | attested)
 	data = append(data, make([]byte, 16)...)
-	data = binary.BigEndian.AppendUint16(data, uint16(len(a.ID)))
+	data = binary.BigEndian.AppendUint16(data, uint16(len(a.ID))) //nolint:gosec // G115: the length of an id a test made
 	data = append(append(data, a.ID...), cose...)
 	object, err := mode.Marshal(map[string]any{"fmt": "none", "attStmt": map[string]any{}, "authData": data})
 	if err != nil {
