@@ -261,9 +261,9 @@ func TestAnAnswerByItselfIsNotLostForGood(t *testing.T) {
 // A handshake is not given up once the client may know that it succeeded.
 func TestAHandshakeDoesNotExpireForTheServerAlone(t *testing.T) {
 	var done, late atomic.Int64
-	for _, limit := range []time.Duration{2, 3, 4, 5, 6, 8, 10, 12} {
+	for _, limit := range []int{2, 3, 4, 5, 6, 8, 10, 12} {
 		w := listeningWorld(t)
-		w.gw.HandshakeTimeout = limit * time.Millisecond // less than the configuration may say
+		w.gw.HandshakeTimeout = time.Duration(limit) * time.Millisecond // less than the configuration may say
 		w.run()
 		var wg sync.WaitGroup
 		for worker := range 4 {
