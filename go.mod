@@ -21,7 +21,6 @@ require (
 )
 
 require (
-	filippo.io/bigmod v0.1.0
 	github.com/ThalesGroup/crypto11 v1.5.0
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/coreos/go-oidc/v3 v3.21.0

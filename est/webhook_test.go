@@ -44,6 +44,13 @@ func (h *hook) asked() []question {
 	return slices.Clone(h.list)
 }
 
+// answers has the hook answer by fn from now on.
+func (h *hook) answers(fn func(http.ResponseWriter, *http.Request, map[string]any)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.answer = fn
+}
+
 func newHook(t *testing.T) *hook {
 	t.Helper()
 	h := &hook{}
@@ -56,8 +63,9 @@ func newHook(t *testing.T) *hook {
 		}
 		h.mu.Lock()
 		h.list = append(h.list, question{body, string(raw), r.Header.Clone()})
+		answer := h.answer
 		h.mu.Unlock()
-		h.answer(w, r, body)
+		answer(w, r, body)
 	})
 	mux.HandleFunc("/well-known", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `{"token_endpoint":%q}`, h.URL+"/token")
@@ -111,7 +119,7 @@ func TestWebhookDecides(t *testing.T) {
 		}, 502, "webhook"},
 		{"too late", func(_ http.ResponseWriter, r *http.Request, _ map[string]any) { <-r.Context().Done() }, 504, "timed out"},
 	} {
-		h.answer = test.answer
+		h.answers(test.answer)
 		cn := "dev-" + strings.ReplaceAll(strings.ReplaceAll(test.name, " ", "-"), ",", "")
 		a := ask("plain", cn, map[string]string{"X-Site": "7", "Cookie": "c=1"})
 		if a.status != test.status || !strings.Contains(a.body, test.says) {
@@ -137,9 +145,9 @@ func TestWebhookDecides(t *testing.T) {
 	if got, want := question.header.Get(outbound.SignatureHeader), outbound.Sign(seal.Secret("sixteen bytes ok"), []byte(question.raw), f.now()); got != want {
 		t.Errorf("signature: got %q, want %q", got, want)
 	}
-	h.answer = func(w http.ResponseWriter, r *http.Request, _ map[string]any) {
+	h.answers(func(w http.ResponseWriter, r *http.Request, _ map[string]any) {
 		fmt.Fprintf(w, `{"authorized":%v}`, r.Header.Get("X-Key") == "k3y" || r.Header.Get("Authorization") == "Bearer tok")
-	}
+	})
 	ask("key", "by-key", nil).issued(t)
 	ask("oidc", "by-oidc", nil).issued(t)
 	out := must(f.TestWebhook(f.ctx, "key", est.SimpleEnroll, must(pki.ParseCSR(request(t, newKey(t), "trial")))))
@@ -154,7 +162,7 @@ func TestWebhookDecides(t *testing.T) {
 func TestWebhookReachesNoPrivateAddress(t *testing.T) {
 	f := open(t)
 	h := newHook(t)
-	h.answer = says(`{"authorized":true}`)
+	h.answers(says(`{"authorized":true}`))
 	f.Guard = outbound.Guard{}
 	f.dms(t, "in", `{"enrollment_settings":{"est_rfc7030_settings":{"auth_mode":"EXTERNAL_WEBHOOK","external_webhook_settings":{"url":"`+h.URL+`/hook","config":{}}}}}`)
 	a := f.do(t, exchange{path: "in/simpleenroll", body: b64(request(t, newKey(t), "x"))})
@@ -178,7 +186,7 @@ func TestCertificateAndWebhookMustBothPass(t *testing.T) {
 		x.path, x.body = "both/simpleenroll", b64(request(t, newKey(t), cn))
 		return f.do(t, x)
 	}
-	h.answer = says(`{"authorized":true}`)
+	h.answers(says(`{"authorized":true}`))
 	ask(good, "dev-1").issued(t)
 	if len(h.asked()) != 1 || h.asked()[0].body["client_certificate"].(map[string]any)["subject"] != "CN=dev" {
 		t.Errorf("the hook was asked %v", h.asked())
@@ -192,11 +200,11 @@ func TestCertificateAndWebhookMustBothPass(t *testing.T) {
 	if len(h.asked()) != 1 {
 		t.Error("the hook was asked about a bad certificate")
 	}
-	h.answer = says(`{"authorized":false}`)
+	h.answers(says(`{"authorized":false}`))
 	if a := ask(good, "dev-3"); a.status != 403 {
 		t.Errorf("the hook says no: got %d %s", a.status, a.body)
 	}
-	h.answer = says(`{"authorized":true}`)
+	h.answers(says(`{"authorized":true}`))
 	if a := ask(good, "lathe"); a.status != 403 || !strings.Contains(a.body, "may not enrol") {
 		t.Errorf("a name the certificate does not stand for: got %d %s", a.status, a.body)
 	}
@@ -299,9 +307,9 @@ func TestSecretsOfADMSAreNotShown(t *testing.T) {
 		t.Error("a secret prints")
 	}
 	h := newHook(t)
-	h.answer = func(w http.ResponseWriter, r *http.Request, _ map[string]any) {
+	h.answers(func(w http.ResponseWriter, r *http.Request, _ map[string]any) {
 		fmt.Fprintf(w, `{"authorized":%v}`, r.Header.Get("K") == "canary-1")
-	}
+	})
 	d.Settings.Enrollment.EST.Webhook.URL = h.URL + "/hook"
 	must(f.UpdateDMS(f.ctx, d)) // with the secrets as they were shown
 	f.do(t, exchange{path: "hooked/simpleenroll", body: b64(request(t, newKey(t), "x"))}).issued(t)

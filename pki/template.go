@@ -582,25 +582,10 @@ func (t *template) signLinted(key crypto.Signer) (*x509.Certificate, error) {
 	if !bytes.Equal(cert.RawTBSCertificate, t.tbs) {
 		return nil, errBadSignature
 	}
-	if !madeBy(key, t.algorithm, t.tbs, signature) {
+	if !verifies(key.Public(), t.algorithm, t.tbs, signature) {
 		return nil, errBadSignature
 	}
 	return cert, nil
-}
-
-// madeBy reports whether a signature that key was asked for is good.
-func madeBy(key crypto.Signer, alg Algorithm, tbs, signature []byte) bool {
-	own, ok := key.(*ecdsa.PrivateKey)
-	if !ok {
-		return verifies(key.Public(), alg, tbs, signature)
-	}
-	_, hash, err := signatureOf(alg)
-	if err != nil || hash == 0 {
-		return false
-	}
-	h := hash.New()
-	h.Write(tbs)
-	return signedBy(own, h.Sum(nil), signature)
 }
 
 func verifies(public any, alg Algorithm, tbs, signature []byte) bool {
