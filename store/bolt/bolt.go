@@ -120,6 +120,10 @@ func Open(path string, opts ...Option) (*Engine, error) {
 		return nil, err
 	}
 	db.AllocSize = growth
+	if err := count(db); err != nil {
+		_ = db.Close()
+		return nil, opening(path, err)
+	}
 	e := &Engine{
 		db: db, path: path, log: o.log,
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), failed: make(chan struct{}),
@@ -127,6 +131,17 @@ func Open(path string, opts ...Option) (*Engine, error) {
 	e.views.log = o.log
 	go e.serve()
 	return e, nil
+}
+
+// count has bbolt count its free pages, which it does at the end of a write only.
+func count(db *bbolt.DB) error {
+	return guarded(func() error {
+		tx, err := db.Begin(true)
+		if err != nil {
+			return err
+		}
+		return tx.Rollback()
+	})
 }
 
 func mapSize() int {
