@@ -96,6 +96,10 @@ func Mount(files map[string][]byte) (*Disk, error) {
 // Unmount ends the disk. No process may have a file on it open.
 func (d *Disk) Unmount() error {
 	err := d.server.Unmount()
+	for try := 0; errors.Is(err, syscall.EBUSY) && try < 20; try++ { // whoever looks at all mounts holds it for a moment
+		time.Sleep(50 * time.Millisecond)
+		err = d.server.Unmount()
+	}
 	if err != nil {
 		err = errors.Join(err, syscall.Unmount(d.Dir, syscall.MNT_DETACH))
 	}
