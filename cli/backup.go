@@ -156,7 +156,7 @@ time; on any error the database is as it was.`,
 			}
 			out, err := server.Compact(cmd.Context(), cfg, dry, tell)
 			if err != nil {
-				return compacting(err)
+				return offline(err)
 			}
 			return printOne(a, out, []column[server.Compacted]{
 				{name: "database", cell: func(c server.Compacted) string { return c.Database }},
@@ -175,17 +175,20 @@ time; on any error the database is as it was.`,
 	return cmd
 }
 
-// compacting says how the program ends for what keeps a database from being compacted.
-func compacting(err error) error {
+// offline says how the program ends for what keeps a command from working on the files of a
+// stopped server.
+func offline(err error) error {
 	switch {
 	case errors.Is(err, store.ErrInUse):
 		return coded(exitFailed, oneLine(err), "stop the server of this data directory first")
 	case errors.Is(err, store.ErrCorrupt), errors.Is(err, store.ErrNewer):
 		return coded(exitData, oneLine(err), "nothing was changed")
+	case errors.Is(err, seal.ErrMaster), errors.Is(err, seal.ErrNoMaster):
+		return coded(exitConfig, oneLine(err), "put the master key of this database where master_key says it is; nothing was changed")
 	case errors.Is(err, fs.ErrNotExist):
-		return coded(exitNotFound, oneLine(err), "--data says where the database is; keystead serve makes one")
+		return coded(exitNotFound, oneLine(err), "--data names the data directory of the server")
 	case errors.Is(err, syscall.ENOSPC):
-		return coded(exitFailed, oneLine(err), "make room on the disk for what is used of the database; nothing was changed")
+		return coded(exitFailed, oneLine(err), "make room on the disk; nothing was changed")
 	}
 	return oneLine(err)
 }
@@ -193,8 +196,6 @@ func compacting(err error) error {
 // restoring says how the program ends for what is wrong with a backup.
 func restoring(err error, file string) error {
 	switch {
-	case errors.Is(err, store.ErrInUse):
-		return coded(exitFailed, oneLine(err), "stop the server of this data directory first")
 	case errors.Is(err, store.ErrCorrupt), errors.Is(err, store.ErrNewer):
 		return coded(exitData, oneLine(err), "nothing was changed; try an older backup")
 	case errors.Is(err, seal.ErrMaster), errors.Is(err, seal.ErrNoMaster):
@@ -202,5 +203,5 @@ func restoring(err error, file string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return coded(exitNotFound, oneLine(err), "keystead backup list shows those there are; they are in <data>/backups")
 	}
-	return oneLine(err)
+	return offline(err)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -253,14 +252,12 @@ func (a *app) resetStopped(ctx context.Context, user string, yes bool) error {
 	switch {
 	case errors.Is(err, store.ErrInUse):
 		return coded(exitFailed, oneLine(err), "stop the server of this data directory first, or leave --stopped out")
-	case errors.Is(err, fs.ErrNotExist):
-		return coded(exitNotFound, oneLine(err), "--data names the data directory of the server")
 	case fault.Is(err, fault.NotFound):
 		return coded(exitNotFound, fmt.Errorf("no such user: %s", user), "name the user by address or id")
 	case fault.Is(err, fault.Conflict):
 		return coded(exitConflict, oneLine(err), "the user logs in with the password alone")
 	case err != nil:
-		return restoring(err, user)
+		return offline(err)
 	}
 	what := fmt.Sprintf("%d passkeys, an authenticator app: %t, %d recovery codes", len(f.Passkeys), f.Authenticator, f.Codes)
 	if !yes {

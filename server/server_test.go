@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -29,13 +30,19 @@ type running struct {
 // made by the given functions.
 func start(t testing.TB, change ...func(*config.Config)) *running {
 	t.Helper()
+	return startBy(t, server.Build, change...)
+}
+
+// startBy is start for a server that build makes.
+func startBy(t testing.TB, build func(context.Context, config.Config, *slog.Logger) (*server.Server, error), change ...func(*config.Config)) *running {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Data = t.TempDir()
 	cfg.Limits.PerAddress.PerSecond, cfg.Limits.PerCredential.PerSecond, cfg.Limits.Failures.PerSecond = 0, 0, 0 // they have tests of their own
 	for _, c := range change {
 		c(&cfg)
 	}
-	s, err := server.Build(t.Context(), cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s, err := build(t.Context(), cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

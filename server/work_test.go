@@ -1,12 +1,11 @@
 package server_test
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -21,32 +20,13 @@ import (
 // startCounted is start with what is done to the store counted.
 func startCounted(t *testing.T) (*running, *storecount.Engine) {
 	t.Helper()
-	cfg := config.Default()
-	cfg.Data = t.TempDir()
-	cfg.Limits.PerAddress.PerSecond, cfg.Limits.PerCredential.PerSecond, cfg.Limits.Failures.PerSecond = 0, 0, 0
 	counted := &storecount.Engine{}
-	s, err := server.BuildOver(t.Context(), cfg, slog.New(slog.NewTextHandler(t.Output(), nil)), func(db *bolt.Engine) store.Engine {
-		counted.Engine = db
-		return counted
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	ts := httptest.NewServer(s.Handler())
-	t.Cleanup(ts.Close)
-	b, err := os.ReadFile(filepath.Join(cfg.Data, "admin.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var admin struct {
-		APIKey string `json:"api_key"`
-		Org    string `json:"org"`
-	}
-	if err := json.Unmarshal(b, &admin); err != nil {
-		t.Fatal(err)
-	}
-	return &running{Server: s, url: ts.URL, admin: admin.APIKey, org: admin.Org}, counted
+	return startBy(t, func(ctx context.Context, cfg config.Config, log *slog.Logger) (*server.Server, error) {
+		return server.BuildOver(ctx, cfg, log, func(db *bolt.Engine) store.Engine {
+			counted.Engine = db
+			return counted
+		})
+	}), counted
 }
 
 // A name of another organisation's and one that nobody has are answered alike, and the

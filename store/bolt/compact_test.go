@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -15,15 +14,8 @@ import (
 func TestCompact(t *testing.T) {
 	file, entries := sample(t)
 	dir := t.TempDir()
-	path, compact := filepath.Join(dir, "test.db"), filepath.Join(dir, "compact.db")
-	if err := os.WriteFile(path, file, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	e, err := bolt.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
+	compact := filepath.Join(dir, "compact.db")
+	e := openFile(t, dir, file)
 	for n := range 10 { // what makes pages free: a value that is written, and gone
 		put(t, e, "gone", string(make([]byte, 1<<20)))
 		if err := e.Update(t.Context(), func(tx store.Tx) error { return tx.Delete([]byte("gone")) }); err != nil {
@@ -90,15 +82,7 @@ func TestCompactOfADamagedFile(t *testing.T) {
 	file, _ := sample(t)
 	file = bytes.ReplaceAll(file, []byte("bigbigbig"), []byte("bigBigbig"))
 	dir := t.TempDir()
-	path := filepath.Join(dir, "test.db")
-	if err := os.WriteFile(path, file, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	e, err := bolt.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
+	e := openFile(t, dir, file)
 	if err := e.Compact(t.Context(), filepath.Join(dir, "compact.db"), nil); !errors.Is(err, store.ErrCorrupt) {
 		t.Errorf("Compact = %v, want that it is damaged", err)
 	}

@@ -53,6 +53,21 @@ func sample(t *testing.T) (file []byte, entries map[string]string) {
 	return file, entries
 }
 
+// openFile opens a database that is file, test.db of dir.
+func openFile(t *testing.T, dir string, file []byte) *bolt.Engine {
+	t.Helper()
+	path := filepath.Join(dir, "test.db")
+	if err := os.WriteFile(path, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e, err := bolt.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
 // TestDamagedFile opens files damaged in every way there is. None may end the
 // process, none may make it return what was not written, and where a check finds
 // nothing all must be there.
@@ -202,17 +217,9 @@ func polite(t *testing.T, name, path string, err error) {
 // else goes on, writes too, and the check names it.
 func TestDamagedRecord(t *testing.T) {
 	file, _ := sample(t)
-	path := filepath.Join(t.TempDir(), "test.db")
 	at := bytes.LastIndex(file, []byte("bigbigbig"))
 	file[at] ^= 1
-	if err := os.WriteFile(path, file, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	e, err := bolt.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
+	e := openFile(t, t.TempDir(), file)
 	key := []byte("table\x00big")
 	read := func(tx store.Tx) error { _, err := tx.Get(key); return err }
 	if err := e.View(t.Context(), read); !errors.Is(err, store.ErrCorrupt) {
